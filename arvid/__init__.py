@@ -1,0 +1,67 @@
+"""arvid: long video from short-horizon autoregressive video diffusion models.
+
+Importing this package loads neither torch nor numpy: each public name loads its module on first use (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from arvid import testing as testing
+    from arvid.cache import CACHE as CACHE
+    from arvid.config import PipelineConfig as PipelineConfig
+    from arvid.noise import NOISE as NOISE
+    from arvid.pipeline import Pipeline as Pipeline
+    from arvid.positional import ROTARY as ROTARY
+    from arvid.positional import TIME as TIME
+    from arvid.presets import preset as preset
+    from arvid.samplers import SAMPLER as SAMPLER
+    from arvid.video import Video as Video
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CACHE": "arvid.cache",
+    "NOISE": "arvid.noise",
+    "Pipeline": "arvid.pipeline",
+    "PipelineConfig": "arvid.config",
+    "ROTARY": "arvid.positional",
+    "SAMPLER": "arvid.samplers",
+    "TIME": "arvid.positional",
+    "Video": "arvid.video",
+    "preset": "arvid.presets",
+}
+_MODULES = ("geometry", "presets", "registry", "testing")
+
+__all__ = [
+    "CACHE",
+    "NOISE",
+    "ROTARY",
+    "SAMPLER",
+    "TIME",
+    "Pipeline",
+    "PipelineConfig",
+    "Video",
+    "__version__",
+    "preset",
+    "testing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"arvid.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'arvid' has no attribute {name!r}; it has {', '.join(sorted(_public()))}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_public()})
+
+
+def _public() -> set[str]:
+    return {*_HOME, *_MODULES, "__version__"}

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from .base import CACHE, CachePolicy, Kind, Pass, Ref
+
+
+@dataclass(frozen=True)
+class Windowed(CachePolicy):
+    """The window rule: `window` latent frames = sinks + recent + in flight, so recent = window - sinks - in flight.
+
+    None is the card's. Base of `window` and `sink`.
+    """
+
+    static: ClassVar[bool] = True
+    window: int | None = None
+
+    @property
+    def sinks(self) -> int:
+        """First frames of the video that are never evicted."""
+        return 0
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window={self.window}: a window has at least 1 latent frame")
+
+    def recent(self, new: Pass, sinks: int) -> int:
+        """Recent frames the pass sees beside `sinks` sinks."""
+        self.check(len(new.frames))
+        return self.given("window") - sinks - len(new.frames)
+
+    def given(self, name: str) -> int:
+        """A field that must have a value by now. Raises `ValueError` where it is None."""
+        if (value := getattr(self, name)) is None:
+            raise ValueError(f"{type(self).__name__}.{name} is None, which means the card's, and there is no card: give it a number")
+        return value
+
+    def check(self, in_flight: int) -> None:
+        if self.window is not None and self.sinks + in_flight > self.window:
+            raise ValueError(
+                f"sink={self.sinks} + {in_flight} frames in flight do not fit window={self.window}: "
+                f"use window >= {self.sinks + in_flight}" + (f" or sink <= {max(0, self.window - in_flight)}" if self.sinks else "")
+            )
+
+    def capacity(self, chunk: int, in_flight: int) -> int | None:
+        return None if self.window is None else self.window - chunk + in_flight
+
+    def select(self, held: Sequence[Ref], new: Pass) -> Sequence[Ref]:
+        recent = self.recent(new, self.sinks)
+        sinks = [replace(ref, role="sink") for ref in held if ref.frame < self.sinks]
+        rest = [ref for ref in held if ref.frame >= self.sinks]
+        return [*sinks, *rest[len(rest) - min(recent, len(rest)) :]]
+
+
+@CACHE.register("window")
+@dataclass(frozen=True)
+class Window(Windowed):
+    """The last `window` frames, those in flight included: Self Forcing's local attention (arXiv 2506.08009, section 3.4)."""
+
+
+@CACHE.register("sink")
+@dataclass(frozen=True)
+class Sink(Windowed):
+    """The first `sink` frames for ever, then the most recent ones, within `window`.
+
+    StreamingLLM's attention sink (arXiv 2309.17453) in frames: LongLive's frame sink (arXiv 2509.22622), FLEX's
+    inference-only sink (arXiv 2602.14027). With `sink_on_commit` False only denoising passes see it, as in Rolling
+    Forcing (arXiv 2509.25161), and a commit sees more recent frames instead.
+    """
+
+    sink: int | None = None
+    sink_on_commit: bool = True
+
+    @property
+    def sinks(self) -> int:
+        return self.given("sink")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sink is not None and self.sink < 0:
+            raise ValueError(f"sink={self.sink}: the number of sink frames cannot be negative")
+        if None not in (self.window, self.sink):
+            self.check(1)
+
+    def capacity(self, chunk: int, in_flight: int) -> int | None:
+        bound = super().capacity(chunk, in_flight)
+        return bound if bound is None or self.sink_on_commit else bound + self.sinks
+
+    def select(self, held: Sequence[Ref], new: Pass) -> Sequence[Ref]:
+        if self.sink_on_commit or new.kind is Kind.DENOISE:
+            return super().select(held, new)
+        recent = self.recent(new, 0)
+        return list(held)[len(held) - min(recent, len(held)) :]

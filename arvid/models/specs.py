@@ -1,0 +1,203 @@
+"""Shapes of networks, and the cards that describe published and bundled weights.
+
+Every number that belongs to a model (sizes, strides, window, steps, ...) lives in this file and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+__all__ = ["CARDS", "Card", "DiTSpec", "TextSpec", "VAESpec", "card"]
+
+
+@dataclass(frozen=True)
+class DiTSpec:
+    """Sizes of a Wan-type diffusion transformer (Wan2.1 report, arXiv 2503.20314, section 4.2).
+
+    `patch` is (time, height, width) in latent pixels; `freq_dim` the width of the sinusoidal time embedding.
+    Raises `ValueError` when sizes contradict each other.
+    """
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_blocks: int
+    in_channels: int
+    out_channels: int
+    text_dim: int
+    text_length: int
+    freq_dim: int
+    patch: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patch", tuple(self.patch))
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            raise ValueError(f"dim={self.dim} must be num_heads={self.num_heads} times an even head width")
+        if self.axes[0] < 2 or self.axes[1] < 2:
+            raise ValueError(f"head width {self.head_dim} leaves no rotary plane for an axis; use at least 6")
+        if self.patch[0] != 1:
+            raise ValueError(f"patch={self.patch}: a patch spans exactly 1 latent frame; use (1, height, width)")
+        if self.freq_dim % 2:
+            raise ValueError(f"freq_dim={self.freq_dim} must be even")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.num_heads
+
+    @property
+    def axes(self) -> tuple[int, int, int]:
+        """Real channels of a head rotated by (time, height, width); Wan gives each spatial axis 2 * (d // 6)."""
+        space = 2 * (self.head_dim // 6)
+        return self.head_dim - 2 * space, space, space
+
+
+@dataclass(frozen=True)
+class VAESpec:
+    """Sizes of a Wan causal video VAE.
+
+    `layout` "wan21" is Wan2.1's; "wan22" adds a pixel patch of size `patch` and averaging / duplicating shortcuts around
+    each stage. `dim_mult` has one entry a stage, `temporal_downsample` one entry for each stage but the last. `mean` and
+    `std` normalise latents, one value a channel. `decoder_dim` defaults to `dim`.
+    Raises `ValueError` when sizes contradict each other.
+    """
+
+    dim: int
+    z_dim: int
+    dim_mult: tuple[int, ...]
+    num_res_blocks: int
+    temporal_downsample: tuple[bool, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    layout: str = "wan21"
+    decoder_dim: int | None = None
+    patch: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("dim_mult", "temporal_downsample", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.layout not in ("wan21", "wan22"):
+            raise ValueError(f"layout={self.layout!r}; allowed: 'wan21', 'wan22'")
+        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
+            raise ValueError("temporal_downsample needs one entry for each stage but the last: "
+                             f"{len(self.dim_mult) - 1}, got {len(self.temporal_downsample)}")
+        if len(self.mean) != self.z_dim or len(self.std) != self.z_dim:
+            raise ValueError(f"mean and std need z_dim={self.z_dim} values, got {len(self.mean)} and {len(self.std)}")
+        if self.patch != 1 and self.layout == "wan21":
+            raise ValueError(f"patch={self.patch}: only layout 'wan22' patchifies pixels")
+
+    @property
+    def time_stride(self) -> int:
+        """Pixel frames for each latent frame after the first."""
+        return 2 ** sum(self.temporal_downsample)
+
+    @property
+    def space_stride(self) -> int:
+        """Pixels for each latent pixel, along height and along width."""
+        return self.patch * 2 ** (len(self.dim_mult) - 1)
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """Sizes of a umT5 encoder (arXiv 2304.09151): gated GELU, pre-norm, a relative position bias in every layer."""
+
+    vocab_size: int
+    dim: int
+    attention_dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    num_buckets: int = 32
+
+
+@dataclass(frozen=True)
+class Card:
+    """What comes with weights: sizes of the networks, and the settings they were trained to be sampled with.
+
+    `window` and `sink` are latent frames, `steps` nominal (before `shift`), `context_noise` a timestep in 0..1000,
+    `train_horizon` the latent frames of training clips, `fps` pixel frames a second, `size` (height, width) in pixels,
+    `checkpoint_key` the entry of the student's file that holds the weights. `grammar` is the sentence pattern of a model
+    with a closed vocabulary, `source` where the numbers come from.
+    """
+
+    name: str
+    dit: DiTSpec
+    vae: VAESpec
+    text: TextSpec
+    chunk: int
+    window: int
+    sink: int
+    steps: tuple[float, ...]
+    shift: float
+    context_noise: float
+    train_horizon: int
+    fps: int
+    size: tuple[int, int]
+    sampler: str = "few_step"
+    checkpoint_key: str | None = None
+    grammar: str | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", tuple(self.steps))
+        object.__setattr__(self, "size", tuple(self.size))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Card:
+        """The inverse of `to_dict`. Raises `ValueError` naming fields that are missing or unknown."""
+        names = {f.name for f in fields(cls)}
+        needed = names - {"sampler", "checkpoint_key", "grammar", "source"}
+        if (missing := sorted(needed - set(plain))) or (unknown := sorted(set(plain) - names)):
+            raise ValueError(f"not a model card: missing {missing}" if missing else f"not a model card: unknown fields {unknown}")
+        parts = {"dit": DiTSpec, "vae": VAESpec, "text": TextSpec}
+        return cls(**{key: parts[key](**value) if key in parts else value for key, value in plain.items()})
+
+
+def _wan_dit(dim: int, ffn_dim: int, num_heads: int, num_blocks: int) -> DiTSpec:
+    return DiTSpec(dim, ffn_dim, num_heads, num_blocks, 16, 16, text_dim=4096, text_length=512, freq_dim=256)
+
+
+WAN21_VAE = VAESpec(
+    dim=96, z_dim=16, dim_mult=(1, 2, 4, 4), num_res_blocks=2, temporal_downsample=(False, True, True),
+    mean=(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+          0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+    std=(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+         3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+)  # fmt: skip
+UMT5_XXL = TextSpec(vocab_size=256384, dim=4096, attention_dim=4096, ffn_dim=10240, num_heads=64, num_layers=24)
+
+_SELF_FORCING = dict(
+    chunk=3, window=21, sink=0, steps=(1000, 750, 500, 250), shift=5.0, context_noise=0.0, train_horizon=21, fps=16,
+    size=(480, 832), checkpoint_key="generator_ema",
+    source="Self Forcing, arXiv 2506.08009, and its released configuration self_forcing_dmd",
+)  # fmt: skip
+
+
+def _wan21(name: str, dit: DiTSpec) -> Card:
+    return Card(name, dit, WAN21_VAE, UMT5_XXL, **_SELF_FORCING)  # pyright: ignore[reportArgumentType]
+
+
+_T2V_1_3B = _wan_dit(1536, 8960, 12, 30)
+
+CARDS = {
+    card.name: card
+    for card in (
+        _wan21("wan2.1-t2v-1.3b", _T2V_1_3B),
+        _wan21("wan2.1-t2v-14b", _wan_dit(5120, 13824, 40, 40)),
+        _wan21("self_forcing", _T2V_1_3B),
+    )
+}
+
+
+def card(name: str) -> Card:
+    """A published card by name. Raises `ValueError` listing the names."""
+    if name not in CARDS:
+        raise ValueError(f"no card is called {name!r}; cards: {', '.join(sorted(CARDS))}")
+    return CARDS[name]

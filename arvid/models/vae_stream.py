@@ -1,0 +1,58 @@
+"""Encode and decode a video piece by piece: the result is that of the whole clip, the memory that of one piece.
+
+A stream owns its state and only reads the model, so any number of streams may share one model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .vae import WanVAE
+from .vae_layers import StreamState
+
+__all__ = ["DecodeStream", "EncodeStream"]
+
+
+class DecodeStream:
+    """Latent frames in, the pixel frames they complete out; `clamp` cuts pixels to [-1, 1].
+
+    >>> stream = DecodeStream(vae)
+    >>> pieces = [stream.push(latents_BFCHW) for latents_BFCHW in chunks]
+    """
+
+    def __init__(self, vae: WanVAE, clamp: bool = True) -> None:
+        self.vae = vae
+        self.clamp = clamp
+        self._state = StreamState()
+
+    @torch.no_grad()
+    def push(self, latents_BFCHW: Tensor) -> Tensor:
+        """Pixels [B, 3, T, H, W] of the next F >= 1 normalised latent frames.
+
+        T is 1 + (F - 1) * time_stride in the first push and F * time_stride later. Raises as `WanVAE.decode` does, and
+        `ValueError` when batch size, height or width change; the stream then stands where it stood.
+        """
+        return self.vae.decode(latents_BFCHW, self.clamp, state=self._state)
+
+
+class EncodeStream:
+    """Pixel frames in, normalised mean latents out.
+
+    >>> stream = EncodeStream(vae)
+    >>> first, rest = stream.push(video_BCTHW[:, :, :1]), stream.push(video_BCTHW[:, :, 1:])
+    """
+
+    def __init__(self, vae: WanVAE) -> None:
+        self.vae = vae
+        self._state = StreamState()
+
+    @torch.no_grad()
+    def push(self, video_BCTHW: Tensor) -> Tensor:
+        """Latents [B, F, C, H, W] of the next pixel frames.
+
+        The first push takes 1 + k * time_stride frames, a later one k * time_stride. Raises as
+        `WanVAE.encode` does, and `ValueError` when batch size, height or width change; the stream then stands where it
+        stood.
+        """
+        return self.vae.encode(video_BCTHW, state=self._state)

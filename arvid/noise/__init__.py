@@ -1,0 +1,22 @@
+"""Noise priors: how the Gaussian draws of a chunk's frames depend on each other."""
+
+from .base import (
+    APPLY_TO,
+    NOISE,
+    ChunkLike,
+    Domain,
+    Key,
+    Kind,
+    NoisePrior,
+    Recipe,
+    Source,
+    Span,
+    gaussian,
+    seeds,
+)
+from .iid import IID
+
+__all__ = [
+    "APPLY_TO", "IID", "NOISE", "ChunkLike", "Domain", "Key", "Kind", "NoisePrior", "Recipe", "Source", "Span",
+    "gaussian", "seeds",
+]

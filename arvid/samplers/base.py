@@ -1,0 +1,62 @@
+"""What a sampler is, and all it knows of models: a denoiser that reads and commits, and a source of noise."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from arvid.cache.base import Chunk
+from arvid.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Denoiser(Protocol):
+    """A model with its history. Chunks carry the noise level of their frames."""
+
+    def __call__(self, x_BFCHW: Tensor, chunks: Sequence[Chunk], *, lane: int = 0) -> Tensor:
+        """The prediction of x0 for noisy latents; changes nothing that a later pass can see."""
+        ...
+
+    def commit(self, x_BFCHW: Tensor, chunks: Sequence[Chunk], *, lane: int = 0) -> Tensor:
+        """Keep the keys of exactly these latents, run at each chunk's noise level; returns the prediction of x0."""
+        ...
+
+
+class NoiseSource(Protocol):
+    """Standard Gaussian noise [B, n, C, H, W] of a chunk's frames: the same whenever and in whatever order it is asked."""
+
+    def initial(self, chunk: Chunk) -> Tensor: ...
+    def renoise(self, chunk: Chunk, step: int) -> Tensor: ...
+    def context(self, chunk: Chunk) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Emit:
+    """A chunk is final. `x0` [B, n, C, H, W]; `state` is what the sampler's `rollout` needs to continue after it."""
+
+    chunk: Chunk
+    x0: Tensor
+    state: Any
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """The order of passes. A chunk is committed before it is emitted."""
+
+    needs_horizon: ClassVar[bool] = False
+    lanes: ClassVar[int] = 1
+
+    def in_flight(self, chunk: int) -> int:
+        """Most frames in one pass, for chunks of `chunk` frames."""
+        return chunk
+
+    @abstractmethod
+    def rollout(self, denoiser: Denoiser, noise: NoiseSource, chunks: Sequence[Chunk], state: Any = None) -> Iterator[Emit]:
+        """Generate `chunks` (their `sigma` is of no account) in order, continuing after the emission that gave `state`."""
+
+
+SAMPLER: Registry[Sampler] = Registry("sampler")

@@ -1,0 +1,205 @@
+"""A finished video: pixel frames and their rate, and files made of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Video", "check_output"]
+
+VISIBLE_SIDE = 256
+"""`Video.save` enlarges a video whose shorter side, in pixels, is less than this."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Video:
+    """Pixel frames, uint8 [T, H, W, 3], shown at `fps` frames a second.
+
+    Raises `TypeError` for anything but a uint8 array and `ValueError` for another shape or a rate that is not positive.
+    """
+
+    frames: np.ndarray
+    fps: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.frames, np.ndarray) or self.frames.dtype != np.uint8:
+            kind = getattr(self.frames, "dtype", type(self.frames).__name__)
+            raise TypeError(f"frames must be a numpy uint8 array, got {kind}; "
+                            "tensors in [-1, 1] go through Video.from_tensor")
+        if self.frames.ndim != 4 or self.frames.shape[3] != 3 or 0 in self.frames.shape:
+            raise ValueError(f"frames must be [T, H, W, 3] with nothing empty, got shape {self.frames.shape}")
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise ValueError(f"fps={self.fps} must be positive and finite")
+
+    @classmethod
+    def from_tensor(cls, video_BCTHW: torch.Tensor, fps: float) -> Video:
+        """From a float tensor in [-1, 1], [1, 3, T, H, W] or [3, T, H, W]; values outside are clamped.
+
+        Raises `ValueError` for other shapes, more than one row, or values that are not finite.
+        """
+        rows = video_BCTHW[None] if video_BCTHW.ndim == 4 else video_BCTHW
+        if rows.ndim != 5 or rows.shape[1] != 3 or not rows.is_floating_point():
+            raise ValueError("a video tensor is float, [1, 3, T, H, W] or [3, T, H, W]; "
+                             f"got {video_BCTHW.dtype} {list(video_BCTHW.shape)}")
+        if rows.shape[0] != 1:
+            raise ValueError(f"one Video holds one row, got {rows.shape[0]}: make one for each, "
+                             "[Video.from_tensor(row, fps) for row in video_BCTHW]")
+        video_CTHW = rows[0].detach().float()
+        if not video_CTHW.isfinite().all():
+            raise ValueError("the video has values that are not finite (NaN or infinity)")
+        frames_THWC = ((video_CTHW.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0)
+        return cls(np.ascontiguousarray(frames_THWC.cpu().numpy()), fps)
+
+    @classmethod
+    def concat(cls, videos: Iterable[Video]) -> Video:
+        """One after the other; raises `ValueError` for none, or for different sizes or rates."""
+        videos = list(videos)
+        formats = sorted({(*video.frames.shape[1:3], video.fps) for video in videos})
+        if len(formats) != 1:
+            listed = ", ".join(f"{height}x{width} at {fps:g} fps" for height, width, fps in formats) or "none"
+            raise ValueError(f"videos to join must share one size and rate, got {listed}")
+        return cls(np.concatenate([video.frames for video in videos]), videos[0].fps)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __repr__(self) -> str:
+        height, width = self.frames.shape[1:3]
+        return f"Video({len(self)} frames of {height}x{width}, {self.fps:g} fps, {self.seconds:g} s)"
+
+    @property
+    def seconds(self) -> float:
+        """How long it plays."""
+        return len(self) / self.fps
+
+    def sheet(self, columns: int = 8, rows: int = 2) -> np.ndarray:
+        """A contact sheet, uint8 [H', W', 3]: at most columns * rows frames, evenly spaced from the first to the last.
+
+        Raises `ValueError` for fewer than one column or row.
+        """
+        if columns < 1 or rows < 1:
+            raise ValueError(f"columns={columns}, rows={rows}: use at least 1")
+        count = min(len(self), columns * rows)
+        columns, rows = min(columns, count), math.ceil(count / columns)
+        _, height, width, channels = self.frames.shape
+        cells = np.zeros((rows * columns, height, width, channels), np.uint8)
+        cells[:count] = self.frames[np.linspace(0, len(self) - 1, count).round().astype(int)]
+        cells = cells.reshape(rows, columns, height, width, channels)
+        return cells.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
+
+    def save(self, path: str | os.PathLike[str], scale: int | None = None) -> Path:
+        """Write an .mp4 (H.264), a .gif, or a .png contact sheet, and return its path.
+
+        Pixels are enlarged by the whole factor `scale`; None takes the smallest that brings the shorter side to 256
+        pixels (and, for .mp4, both sides to even numbers, which H.264 requires). The file appears when it is complete:
+        on failure nothing new is left, and an older file of that name stays.
+        Raises `ValueError` for a scale that cannot be, `RuntimeError` when encoding fails, and as `check_output`.
+        """
+        path = check_output(path)
+        even = path.suffix.lower() == ".mp4"
+        factor = self._visible_scale(even) if scale is None else scale
+        height, width = self.frames.shape[1:3]
+        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+            raise ValueError(f"scale={scale!r} must be a whole number, at least 1, or None")
+        if even and (height * factor % 2 or width * factor % 2):
+            raise ValueError(f"H.264 needs even sides, and scale={factor} makes {height * factor}x{width * factor}: "
+                             f"use scale={2 * factor} or None")
+        # In the same folder, so that the replacement is atomic; the suffix tells encoders the format.
+        unfinished = path.parent / f".arvid-{uuid4().hex}{path.suffix.lower()}"
+        try:
+            _WRITERS[path.suffix.lower()](self, unfinished, factor)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        return path
+
+    def _visible_scale(self, even: bool) -> int:
+        sides = self.frames.shape[1:3]
+        factor = math.ceil(VISIBLE_SIDE / min(sides))
+        return factor + 1 if even and factor % 2 and any(side % 2 for side in sides) else factor
+
+
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """The path, once a video can be saved there; call it before hours of generation rather than after.
+
+    Raises `ValueError` for an unknown extension, `FileNotFoundError` or `NotADirectoryError` for a missing folder,
+    `IsADirectoryError` when the path is a folder, `PermissionError` when its folder cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _WRITERS:
+        raise ValueError(f"cannot save {str(path)!r}: the name must end in {', '.join(_WRITERS)}")
+    if not path.parent.exists():
+        raise FileNotFoundError(f"cannot save {str(path)!r}: there is no folder {str(path.parent)!r}; create it first")
+    if not path.parent.is_dir():
+        raise NotADirectoryError(f"cannot save {str(path)!r}: {str(path.parent)!r} is not a folder")
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot save {str(path)!r}: it is a folder; name a file in it")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot save {str(path)!r}: the folder {str(path.parent)!r} cannot be written")
+    return path
+
+
+def _enlarge(image_HWC: np.ndarray, factor: int) -> np.ndarray:
+    return image_HWC.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _enlarged(video: Video, factor: int) -> Iterator[np.ndarray]:
+    """Frame by frame, for an enlarged long video may not fit in memory."""
+    return (_enlarge(frame, factor) for frame in video.frames)
+
+
+def _write_mp4(video: Video, path: Path, factor: int) -> None:
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    height, width = (side * factor for side in video.frames.shape[1:3])
+    command = [get_ffmpeg_exe(), "-y", "-loglevel", "error",
+               "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(video.fps), "-i", "-",
+               "-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(path.absolute())]
+    with tempfile.TemporaryFile() as log:
+        encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        assert encoder.stdin is not None
+        try:
+            with encoder.stdin as pipe:
+                for frame in _enlarged(video, factor):
+                    pipe.write(frame.tobytes())
+        except BrokenPipeError:
+            pass  # the encoder gave up; its exit status and log say why
+        except BaseException:
+            encoder.kill()
+            raise
+        finally:
+            status = encoder.wait()
+        if status:
+            log.seek(0)
+            reason = log.read().decode(errors="replace").strip() or "no message"
+            raise RuntimeError(f"encoding the video failed (ffmpeg exit status {status}): {reason}")
+
+
+def _write_gif(video: Video, path: Path, factor: int) -> None:
+    import imageio.v3 as iio
+
+    # A gif counts hundredths of a second: round the times of the frames rather than one duration, so nothing drifts.
+    ticks = np.round(np.arange(len(video) + 1) * 100 / video.fps)
+    milliseconds = (10 * np.diff(ticks)).astype(int).tolist()
+    iio.imwrite(path, list(_enlarged(video, factor)), duration=milliseconds, loop=0)
+
+
+def _write_png(video: Video, path: Path, factor: int) -> None:
+    import imageio.v3 as iio
+
+    iio.imwrite(path, _enlarge(video.sheet(), factor))
+
+
+_WRITERS: dict[str, Callable[[Video, Path, int], None]] = {".mp4": _write_mp4, ".gif": _write_gif, ".png": _write_png}

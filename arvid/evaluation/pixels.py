@@ -19,7 +19,7 @@ LEAST_DISTANCE, MOST_DISTANCE = 60.0, 100.0  # bounds of the distance in RGB at 
 ON_THE_LINE = 45.0  # how far in RGB from a mixture of background and landmark a pixel still counts as landmark
 
 
-def as_bytes_range(video_THWC: NDArray) -> NDArray[np.float32]:
+def checked_video(video_THWC: NDArray) -> NDArray[np.float32]:
     """Check a video [T, H, W, 3], uint8 or float in 0..1, and return it as float32 in 0..255.
 
     Raises TypeError for another dtype, ValueError for another shape, range, or values that are not finite.

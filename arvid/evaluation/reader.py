@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from arvid.evaluation.motion import classify
 from arvid.evaluation.pixels import (
-    as_bytes_range,
     axes,
+    checked_video,
     corner_boxes,
     find_object,
     fit_background,
@@ -35,6 +35,7 @@ MARKING_DISTANCE = 80.0  # distance in RGB of a marking from the object's colour
 LARGEST_DISTANCE = 255 * 3**0.5  # in RGB
 LANDMARK_OFF = 60.0  # distance in RGB from every mixture of background and landmark at which a pixel is neither
 FIVE_SECONDS = 81
+PIECE = 128  # frames read at a time: frames are independent, memory is not
 REFERENCE = 9  # pixel frames of a first chunk of three latent frames
 
 
@@ -102,11 +103,17 @@ class Persistence:
 
 
 def read(video_THWC: NDArray) -> Reading:
-    """Read a video [T, H, W, 3]: uint8, or floats in 0..1. Takes about 3 ms a frame of 64x64.
+    """Read a video [T, H, W, 3]: uint8, or floats in 0..1. Takes about 1.5 ms a frame of 64x64.
 
     Raises TypeError or ValueError for anything else.
     """
-    video_THWC = as_bytes_range(video_THWC)
+    video_THWC = checked_video(video_THWC)
+    pieces = [_read_frames(video_THWC[start : start + PIECE]) for start in range(0, len(video_THWC), PIECE)]
+    names = [field.name for field in fields(Reading)]
+    return Reading(**{name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in names})
+
+
+def _read_frames(video_THWC: Floats) -> Reading:
     fit_TKC, away_THWC = fit_background(video_THWC)
     mean_TC = fit_TKC[:, 0]
     background, background_error = _nearest(mean_TC, BACKGROUNDS)

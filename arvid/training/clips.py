@@ -138,8 +138,8 @@ def scene_for(caption: str, rng: np.random.Generator, change: bool = False, firs
     phase_x, phase_y = rng.random(2)
     if said.motion == CIRCLE:
         phase_y = phase_x + rng.choice([-0.25, 0.25])
-    period_x = rng.uniform(40, 72)
-    period_y = period_x * rng.choice([rng.uniform(0.6, 0.8), rng.uniform(1.25, 1.6)])  # unlike, or it may look a circle
+    short = rng.uniform(40, 56)
+    periods = rng.permutation([short, short * rng.uniform(1.25, 1.6)])  # unlike: alike, a bounce may look a circle
     scene = Scene(
         said=said,
         radius=float(rng.uniform(10, 14)),
@@ -148,8 +148,8 @@ def scene_for(caption: str, rng: np.random.Generator, change: bool = False, firs
         landmark=str(rng.choice(LANDMARKS)),
         phase_x=float(phase_x),
         phase_y=float(phase_y),
-        period_x=float(period_x),
-        period_y=float(period_y),
+        period_x=float(periods[0]),
+        period_y=float(periods[1]),
     )
     if not change:
         return scene

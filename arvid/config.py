@@ -1,4 +1,4 @@
-"""A method as a value: five choices and the chunk, checked against each other when it is resolved for weights."""
+"""A method as a value: five choices and the chunk, checked to fit each other as soon as all is known."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from arvid.cache import CACHE, CachePolicy
-from arvid.models.specs import Card
+from arvid.models.specs import SETTINGS, Card
 from arvid.noise import NOISE, NoisePrior
 from arvid.positional import ROTARY, TIME, Rotary, TimeMap
 from arvid.registry import Registry
 from arvid.samplers import SAMPLER, Sampler
+
+__all__ = ["REGISTRIES", "PipelineConfig"]
 
 REGISTRIES: dict[str, tuple[Registry, type]] = {
     "rotary": (ROTARY, Rotary),
@@ -22,7 +24,7 @@ REGISTRIES: dict[str, tuple[Registry, type]] = {
     "cache": (CACHE, CachePolicy),
     "sampler": (SAMPLER, Sampler),
 }
-PLAIN = {"rotary": "rope", "time": "absolute", "noise": "iid"}  # what None means where there is no card
+PLAIN = {"rotary": "rope", "time": "absolute", "noise": "iid"}  # what None means, with or without a card
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class PipelineConfig:
     """How a video is made: a strategy of each kind, and the latent frames of a chunk. None is the card's.
 
     Each strategy is given as a name, a dict {"name": ..., field: value} or an instance, and kept as an instance.
-    Raises `ValueError` for unknown names, fields and values.
+    Raises `ValueError` for unknown names, fields and values, and for choices that exclude each other.
     """
 
     rotary: Rotary | None = None
@@ -45,8 +47,11 @@ class PipelineConfig:
             value = getattr(self, key)
             if value is not None and not isinstance(value, base):
                 object.__setattr__(self, key, registry.build(value))
-        if self.chunk is not None and (isinstance(self.chunk, bool) or not isinstance(self.chunk, int) or self.chunk < 1):
-            raise ValueError(f"chunk={self.chunk!r}: a chunk is a whole number of latent frames, at least 1")
+        chunk = self.chunk
+        if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+            raise ValueError(f"chunk={chunk!r}: a chunk is a whole number of latent frames, at least 1")
+        if self.cache and self.sampler and chunk and not _open(self.cache) and not _open(self.sampler):
+            _check_fit(self.cache, self.sampler, chunk)
 
     def replace(self, **changes: Any) -> PipelineConfig:
         """A copy with other choices. Raises `ValueError` for a key that is none of the six."""
@@ -54,8 +59,8 @@ class PipelineConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values without the Nones: `from_dict(c.to_dict()) == c`."""
-        given = {key: registry.spec(value) for key, (registry, _) in REGISTRIES.items() if (value := getattr(self, key)) is not None}
-        return given if self.chunk is None else {**given, "chunk": self.chunk}
+        given = {key: value for key in _KEYS if (value := getattr(self, key)) is not None}
+        return {key: REGISTRIES[key][0].spec(value) if key in REGISTRIES else value for key, value in given.items()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> PipelineConfig:
@@ -63,48 +68,53 @@ class PipelineConfig:
         return cls(**_known(plain))
 
     def resolve(self, card: Card | None = None) -> PipelineConfig:
-        """The same method with every None filled in from the card, checked to fit together.
+        """The same method with every None filled in from the card.
 
         Without a card None means rope, absolute times and iid noise, and everything else must be given.
-        Raises `ValueError` naming what is missing, or the choices that exclude each other and what to do.
+        Raises `ValueError` naming all that is missing, or the choices that exclude each other and what to do.
         """
         names = PLAIN | ({"cache": "sink" if card.sink else "window", "sampler": card.sampler} if card else {})
-        given = {key: getattr(self, key) or _default(key, names) for key in REGISTRIES}
-        given = {key: _fill(value, card, key) for key, value in given.items()}
-        chunk = self.chunk or (card.chunk if card else None)
-        if chunk is None:
-            raise ValueError("chunk is None, which means the card's, and there is no card: give the latent frames of a chunk")
-        full = PipelineConfig(**given, chunk=chunk)
-        full._check()
-        return full
+        given = {key: getattr(self, key) for key in _KEYS}
+        for key in REGISTRIES:
+            if given[key] is None and key in names:
+                given[key] = REGISTRIES[key][0].build(names[key])
+        if card is None:
+            _require(given)
+            return PipelineConfig(**given)
+        for key in REGISTRIES:
+            given[key] = dataclasses.replace(given[key], **{name: getattr(card, name) for name in _open(given[key])})
+        if given["chunk"] is None:
+            given["chunk"] = card.chunk
+        return PipelineConfig(**given)
 
-    def _check(self) -> None:
-        assert self.cache and self.sampler and self.chunk
-        try:
-            self.cache.check(self.sampler.in_flight(self.chunk))
-        except ValueError as error:
-            raise ValueError(f"{type(self.cache).__name__} and {type(self.sampler).__name__} with chunk={self.chunk} do not fit: {error}") from None
+
+_KEYS = tuple(f.name for f in fields(PipelineConfig))
 
 
 def _known(given: Mapping[str, Any]) -> dict[str, Any]:
-    allowed = [f.name for f in fields(PipelineConfig)]
     for key in given:
-        if key not in allowed:
-            close = difflib.get_close_matches(key, allowed, n=1)
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), _KEYS, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"a configuration has no key {key!r}{hint} (keys: {', '.join(allowed)})")
+            raise ValueError(f"a configuration has no key {key!r}{hint} (keys: {', '.join(_KEYS)})")
     return dict(given)
 
 
-def _default(key: str, names: Mapping[str, str]) -> Any:
-    if key not in names:
-        raise ValueError(f"{key} is None, which means the card's, and there is no card: give one of {', '.join(REGISTRIES[key][0].names())}")
-    return REGISTRIES[key][0].build(names[key])
+def _open(strategy: Any) -> list[str]:
+    """Fields of a strategy that are left to the card."""
+    return [f.name for f in fields(strategy) if f.init and f.name in SETTINGS and getattr(strategy, f.name) is None]
 
 
-def _fill(strategy: Any, card: Card | None, key: str) -> Any:
-    """The strategy with each None field that the card knows by name filled in."""
-    empty = [f.name for f in fields(strategy) if f.init and getattr(strategy, f.name) is None]
-    if card is None and empty:
-        raise ValueError(f"{key}: {type(strategy).__name__} leaves {', '.join(empty)} to the card, and there is no card: give a value")
-    return dataclasses.replace(strategy, **{name: getattr(card, name) for name in empty if hasattr(card, name)})
+def _require(given: Mapping[str, Any]) -> None:
+    """Raise `ValueError` naming every choice and field that only a card could fill."""
+    missing = [key for key, value in given.items() if value is None]
+    missing += [f"{key}.{name}" for key, value in given.items() if key in REGISTRIES and value for name in _open(value)]
+    if missing:
+        raise ValueError(f"{', '.join(missing)}: None, which means the card's, and there is no card: give values")
+
+
+def _check_fit(cache: CachePolicy, sampler: Sampler, chunk: int) -> None:
+    try:
+        cache.check(sampler.in_flight(chunk))
+    except ValueError as error:
+        raise ValueError(f"{cache} and {sampler} with chunk={chunk} do not fit each other: {error}") from None

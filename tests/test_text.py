@@ -251,8 +251,20 @@ def test_unknown_words_are_listed_with_the_grammar(encoder: TextEncoder) -> None
     assert "'purple'" not in message
 
 
+@pytest.mark.parametrize("written", [PROMPT.capitalize(), PROMPT.upper(), f"{PROMPT}.", f" A{PROMPT[1:]} . "])
+def test_a_closed_vocabulary_ignores_case_and_a_final_full_stop(encoder: TextEncoder, written: str) -> None:
+    assert encoder.tokenize([written])[0].equal(encoder.tokenize([PROMPT])[0])
+
+
+def test_without_a_grammar_case_and_full_stop_reach_the_tokenizer() -> None:
+    free = TextEncoder(build_umt5(SPEC), TOKENIZER, length=16)
+    (plain, _), (capital, _), (stop, _) = (free.tokenize([p]) for p in (PROMPT, PROMPT.upper(), f"{PROMPT}."))
+    assert not capital.equal(plain)
+    assert not stop.equal(plain)
+
+
 def test_bad_prompts(encoder: TextEncoder) -> None:
-    for empty in ("", " \n", "&nbsp;"):
+    for empty in ("", " \n", "&nbsp;", ".", " . "):
         with pytest.raises(ValueError, match="is empty"):
             encoder.encode([PROMPT, empty])
     with pytest.raises(ValueError, match="no prompt given"):

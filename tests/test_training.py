@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from arvid.training.vae import clip_batch
 RED, BLUE = ("a red ball bounces around on a navy background", "a blue ball bounces around on a navy background")
 
 
-def noisy_regression(step: int, rng: np.random.Generator, module: nn.Module, stop: int | None = None) -> dict[str, torch.Tensor]:
+def noisy_regression(step: int, rng: np.random.Generator, module: nn.Module, stop: int | None) -> dict:
     if step == stop:
         raise KeyboardInterrupt
     x = torch.from_numpy(rng.standard_normal((8, 4)).astype(np.float32))
@@ -30,10 +31,9 @@ def noisy_regression(step: int, rng: np.random.Generator, module: nn.Module, sto
 def fit(folder, recipe: Recipe, stop: int | None = None) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(3)
     module, average = nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)
-    try:
-        train("toy", module, recipe, lambda s, r, _: noisy_regression(s, r, module, stop), folder, average=average, save_every=0)
-    except KeyboardInterrupt:
-        pass
+    with contextlib.suppress(KeyboardInterrupt):
+        train("toy", module, recipe, lambda s, r, _: noisy_regression(s, r, module, stop), folder,
+              average=average, save_every=0)  # fmt: skip
     return module, average
 
 
@@ -59,7 +59,8 @@ def test_a_changed_recipe_is_refused_and_a_longer_one_is_not(tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path):
     module = nn.Linear(1, 1)
     with pytest.raises(FloatingPointError, match="at step 0"):
-        train("bad", module, Recipe(2, 0.1, 1), lambda *_: {"loss": module.weight.sum() * torch.nan}, tmp_path, average=nn.Linear(1, 1))
+        train("bad", module, Recipe(2, 0.1, 1), lambda *_: {"loss": module.weight.sum() * torch.nan}, tmp_path,
+              average=nn.Linear(1, 1))  # fmt: skip
 
 
 def test_the_rate_warms_up_holds_and_falls_to_zero():
@@ -87,7 +88,8 @@ def network() -> Network:
 
 def trainer_and_batch(alone: bool, change: int = 21) -> tuple[Trainer, Batch]:
     latents = torch.randn(2, 21, 8, 4, 4, generator=torch.Generator().manual_seed(0))
-    clips = Clips(latents, [(RED, RED, 21), (RED, BLUE, change)], np.array([alone, alone]), np.array([False, change < 21]))
+    captions = [(RED, RED, 21), (RED, BLUE, change)]
+    clips = Clips(latents, captions, np.array([alone, alone]), np.array([False, change < 21]))
     mean, std = moments(latents)
     t = Trainer(clips, mean, std, chunk=3, window=9, shift=3.0)
     of = torch.tensor([i for i, c in enumerate(t.chunks(alone)) for _ in range(c.n)])
@@ -102,17 +104,21 @@ def test_teacher_forcing_sees_its_own_noisy_chunk_and_earlier_clean_ones_only(ne
     with torch.no_grad():
         text = trainer.text(network, batch, 2)
         base = trainer.velocity(network, batch, noisy, sigma, text)
+
+        def moved(batch: Batch, noisy: torch.Tensor) -> torch.Tensor:
+            change = trainer.velocity(network, batch, noisy, sigma, text) - base
+            return change.abs().amax((0, 2, 3, 4)) > 1e-6
+
         for chunk in (0, 2, 4):
             inside = batch.chunk_of == chunk
             touched = noisy.clone()
             touched[:, inside] += 1
-            moved = (trainer.velocity(network, batch, touched, sigma, text) - base).abs().amax((0, 2, 3, 4)) > 1e-6
-            assert torch.equal(moved, inside)
+            assert torch.equal(moved(batch, touched), inside)
             clean = batch.clean.clone()
             clean[:, inside] += 1
-            moved = (trainer.velocity(network, replace(batch, clean=clean), noisy, sigma, text) - base).abs().amax((0, 2, 3, 4)) > 1e-6
-            assert not moved[batch.chunk_of <= chunk].any()
-            assert moved[batch.chunk_of == chunk + 1].all()
+            seen = moved(replace(batch, clean=clean), noisy)
+            assert not seen[batch.chunk_of <= chunk].any()
+            assert seen[batch.chunk_of == chunk + 1].all()
 
 
 def test_the_later_caption_does_not_reach_frames_before_the_change(network):
@@ -137,7 +143,8 @@ def test_batches_only_mix_clips_that_fit_the_layout():
 
 
 def test_one_command_makes_a_model_that_loads(tmp_path, monkeypatch):
-    monkeypatch.setattr(bundled, "VAE_RECIPE", Recipe(steps=4, rate=1e-3, batch=8))
+    monkeypatch.setattr(bundled, "VAE_CROPS", Recipe(steps=1, rate=1e-3, batch=4))
+    monkeypatch.setattr(bundled, "VAE_WHOLE", Recipe(steps=2, rate=1e-3, batch=4))
     monkeypatch.setattr(bundled, "FLOW_RECIPE", Recipe(steps=2, rate=1e-3, batch=2))
     monkeypatch.setattr(bundled, "CONSISTENCY_RECIPE", Recipe(steps=1, rate=1e-3, batch=2))
     monkeypatch.setattr(bundled, "CLIPS", 50)

@@ -6,10 +6,13 @@ Every number that belongs to a model (sizes, strides, window, steps, ...) lives 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["CARDS", "Card", "DiTSpec", "TextSpec", "VAESpec", "card"]
+__all__ = ["CARDS", "SETTINGS", "Card", "DiTSpec", "TextSpec", "VAESpec", "card"]
+
+SETTINGS = ("chunk", "window", "sink", "steps", "shift", "context_noise", "train_horizon")
+"""Fields of a card that a configuration takes over where its own field of that name is None."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class DiTSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch", tuple(self.patch))
+        _whole(self, *(f.name for f in fields(self) if f.name != "eps"))
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise ValueError(f"dim={self.dim} must be num_heads={self.num_heads} times an even head width")
         if self.axes[0] < 2 or self.axes[1] < 2:
@@ -59,9 +63,9 @@ class DiTSpec:
 class VAESpec:
     """Sizes of a Wan causal video VAE.
 
-    `layout` "wan21" is Wan2.1's; "wan22" adds a pixel patch of size `patch` and averaging / duplicating shortcuts around
-    each stage. `dim_mult` has one entry a stage, `temporal_downsample` one entry for each stage but the last. `mean` and
-    `std` normalise latents, one value a channel. `decoder_dim` defaults to `dim`.
+    `layout` "wan21" is Wan2.1's; "wan22" adds a pixel patch of size `patch` and averaging / duplicating shortcuts
+    around each stage. `dim_mult` has one entry a stage, `temporal_downsample` one entry for each stage but the last.
+    `mean` and `std` normalise latents, one value a channel. `decoder_dim` defaults to `dim`.
     Raises `ValueError` when sizes contradict each other.
     """
 
@@ -79,6 +83,9 @@ class VAESpec:
     def __post_init__(self) -> None:
         for name in ("dim_mult", "temporal_downsample", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        _whole(self, "dim", "z_dim", "dim_mult", "num_res_blocks", "patch")
+        if self.decoder_dim is not None:
+            _whole(self, "decoder_dim")
         if self.layout not in ("wan21", "wan22"):
             raise ValueError(f"layout={self.layout!r}; allowed: 'wan21', 'wan22'")
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
@@ -102,7 +109,10 @@ class VAESpec:
 
 @dataclass(frozen=True)
 class TextSpec:
-    """Sizes of a umT5 encoder (arXiv 2304.09151): gated GELU, pre-norm, a relative position bias in every layer."""
+    """Sizes of a umT5 encoder (arXiv 2304.09151): gated GELU, pre-norm, a relative position bias in every layer.
+
+    Raises `ValueError` for sizes that are not positive.
+    """
 
     vocab_size: int
     dim: int
@@ -112,6 +122,9 @@ class TextSpec:
     num_layers: int
     num_buckets: int = 32
 
+    def __post_init__(self) -> None:
+        _whole(self, *(f.name for f in fields(self)))
+
 
 @dataclass(frozen=True)
 class Card:
@@ -119,8 +132,9 @@ class Card:
 
     `window` and `sink` are latent frames, `steps` nominal (before `shift`), `context_noise` a timestep in 0..1000,
     `train_horizon` the latent frames of training clips, `fps` pixel frames a second, `size` (height, width) in pixels,
-    `checkpoint_key` the entry of the student's file that holds the weights. `grammar` is the sentence pattern of a model
-    with a closed vocabulary, `source` where the numbers come from.
+    `checkpoint_key` the entry of the student's file that holds the weights. `grammar` is the sentence pattern of a
+    model with a closed vocabulary, `source` where the numbers come from.
+    Raises `ValueError` for numbers that cannot be, and for networks that do not fit each other.
     """
 
     name: str
@@ -144,6 +158,15 @@ class Card:
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
         object.__setattr__(self, "size", tuple(self.size))
+        _whole(self, "chunk", "window", "train_horizon", "size")
+        if len(self.size) != 2:
+            raise ValueError(f"size={self.size}: give (height, width) in pixels")
+        if not 0 < self.fps < float("inf"):
+            raise ValueError(f"fps={self.fps} must be positive and finite")
+        if self.vae.z_dim != self.dit.out_channels:
+            raise ValueError(f"vae.z_dim={self.vae.z_dim} must be dit.out_channels={self.dit.out_channels}")
+        if self.text.dim != self.dit.text_dim:
+            raise ValueError(f"text.dim={self.text.dim} must be dit.text_dim={self.dit.text_dim}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -151,13 +174,32 @@ class Card:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Card:
-        """The inverse of `to_dict`. Raises `ValueError` naming fields that are missing or unknown."""
-        names = {f.name for f in fields(cls)}
-        needed = names - {"sampler", "checkpoint_key", "grammar", "source"}
-        if (missing := sorted(needed - set(plain))) or (unknown := sorted(set(plain) - names)):
-            raise ValueError(f"not a model card: missing {missing}" if missing else f"not a model card: unknown fields {unknown}")
+        """The inverse of `to_dict`. Raises `ValueError` naming fields that are missing, unknown or wrong."""
         parts = {"dit": DiTSpec, "vae": VAESpec, "text": TextSpec}
-        return cls(**{key: parts[key](**value) if key in parts else value for key, value in plain.items()})
+        _named(plain, cls, "a card")
+        specs = {key: spec(**_named(plain[key], spec, f"its {key}")) for key, spec in parts.items()}
+        return cls(**{**plain, **specs})
+
+
+def _named(plain: Any, cls: type, what: str) -> dict[str, Any]:
+    """`plain` again, a mapping with the fields of `cls`. Raises `ValueError` naming the fields that are not right."""
+    if not isinstance(plain, Mapping):
+        raise ValueError(f"{what} is a table of fields, not {plain!r}")
+    needed = {f.name for f in fields(cls) if f.default is MISSING}
+    if missing := sorted(needed - set(plain)):
+        raise ValueError(f"{what} misses {', '.join(missing)}")
+    if unknown := sorted(set(plain) - {f.name for f in fields(cls)}):
+        raise ValueError(f"{what} has no field {', '.join(unknown)}")
+    return dict(plain)
+
+
+def _whole(spec: Any, *names: str) -> None:
+    """Raise `ValueError` unless these fields, or all their entries, are whole numbers of at least 1."""
+    for name in names:
+        value = getattr(spec, name)
+        for entry in value if isinstance(value, tuple) else (value,):
+            if isinstance(entry, bool) or not isinstance(entry, int) or entry < 1:
+                raise ValueError(f"{name}={value!r}: give whole numbers, at least 1")
 
 
 def _wan_dit(dim: int, ffn_dim: int, num_heads: int, num_blocks: int) -> DiTSpec:
@@ -173,15 +215,13 @@ WAN21_VAE = VAESpec(
 )  # fmt: skip
 UMT5_XXL = TextSpec(vocab_size=256384, dim=4096, attention_dim=4096, ffn_dim=10240, num_heads=64, num_layers=24)
 
-_SELF_FORCING = dict(
-    chunk=3, window=21, sink=0, steps=(1000, 750, 500, 250), shift=5.0, context_noise=0.0, train_horizon=21, fps=16,
-    size=(480, 832), checkpoint_key="generator_ema",
-    source="Self Forcing, arXiv 2506.08009, and its released configuration self_forcing_dmd",
-)  # fmt: skip
-
 
 def _wan21(name: str, dit: DiTSpec) -> Card:
-    return Card(name, dit, WAN21_VAE, UMT5_XXL, **_SELF_FORCING)  # pyright: ignore[reportArgumentType]
+    return Card(
+        name, dit, WAN21_VAE, UMT5_XXL, chunk=3, window=21, sink=0, steps=(1000, 750, 500, 250), shift=5.0,
+        context_noise=0.0, train_horizon=21, fps=16, size=(480, 832), checkpoint_key="generator_ema",
+        source="Self Forcing, arXiv 2506.08009, and its released configuration self_forcing_dmd",
+    )  # fmt: skip
 
 
 _T2V_1_3B = _wan_dit(1536, 8960, 12, 30)

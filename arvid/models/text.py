@@ -204,10 +204,11 @@ class TextEncoder(nn.Module):
 
     def _ids(self, prompt: str) -> list[int]:
         text = clean(prompt)
+        if self.grammar is not None:
+            text = text.lower().removesuffix(".").rstrip()  # its captions are lower case, without a full stop
         if not text:
             raise ValueError(f"the prompt {prompt!r} is empty; describe the video in words")
         if self.grammar is not None:
-            text = text.lower().removesuffix(".")  # its captions are lower case, without a full stop
             unknown = sorted(set(text.split()) - set(_words(self.grammar)))
             if unknown:
                 raise ValueError(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from .dit import CausalDiT
 from .specs import CARDS, Card
 from .text import TextEncoder, build_umt5, from_wan_names, load_tokenizer, to_wan_names
 from .vae import WanVAE
+
+__all__ = ["BUNDLED", "FILES", "Parts", "load_card", "load_parts", "save_parts"]
 
 BUNDLED = Path(__file__).parent / "bundled"
 FILES = ("card.json", "dit.safetensors", "vae.safetensors", "text.safetensors", "tokenizer.model")
@@ -31,65 +32,107 @@ class Parts(NamedTuple):
     text: TextEncoder
 
 
-def load_parts(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Parts:
+def load_card(folder: str | Path) -> Card:
+    """The card of a folder of weights, which takes no time; raises as `load_parts`."""
+    folder = Path(folder)
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
+        raise FileNotFoundError(
+            f"{folder} is not a folder of arvid weights: {', '.join(missing)} missing. `python -m arvid.training` makes "
+            f"one; published checkpoints (cards: {', '.join(sorted(CARDS))}) cannot be read yet"
+        )
+    path = folder / "card.json"
+    try:
+        return Card.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:  # JSON and Unicode errors are ValueErrors
+        raise ValueError(f"{path} is not a model card: {error}") from error
+
+
+def load_parts(
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Parts:
     """The networks of a folder, in evaluation mode; files hold float16, networks `dtype`.
 
     Raises `FileNotFoundError` naming the files that are missing, `ValueError` naming file and tensors where names,
     shapes or values are not exactly what the card says.
     """
-    folder = Path(folder)
-    if missing := [name for name in FILES if not (folder / name).is_file()]:
-        raise FileNotFoundError(
-            f"{folder} is not a folder of arvid weights: {', '.join(missing)} missing. It is made by `python -m arvid.training`; "
-            f"published checkpoints (cards: {', '.join(sorted(CARDS))}) cannot be read yet"
-        )
-    try:
-        card = Card.from_dict(json.loads((folder / "card.json").read_text()))
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'card.json'} is not a model card: {error}") from error
+    folder, card = Path(folder), load_card(folder)
     tokenizer = load_tokenizer(folder / "tokenizer.model")
-    text = TextEncoder(build_umt5(card.text), tokenizer, card.dit.text_length, card.grammar)
-    dit, vae = CausalDiT(card.dit), WanVAE(card.vae)
-    fill(dit, read(folder / "dit.safetensors"), folder / "dit.safetensors")
-    fill(vae, read(folder / "vae.safetensors"), folder / "vae.safetensors")
-    fill(text.model, from_wan_names(read(folder / "text.safetensors")), folder / "text.safetensors")
+    with torch.device("meta"):  # no memory, no random numbers: every parameter comes from the files
+        dit, vae, umt5 = CausalDiT(card.dit), WanVAE(card.vae), build_umt5(card.text)
+    for name, network in (("dit", dit), ("vae", vae)):
+        network.load_state_dict(_read(folder / f"{name}.safetensors", network.state_dict()), assign=True)
+    state = _read(folder / "text.safetensors", to_wan_names(umt5.state_dict()))
+    umt5.load_state_dict(from_wan_names(state), assign=True)
+    text = TextEncoder(umt5, tokenizer, card.dit.text_length, card.grammar)
     for network in (dit, vae, text):
         network.to(device, dtype).eval().requires_grad_(False)
+    umt5.tie_weights()  # the token embedding has two names, and became two tensors
     return Parts(card, dit, vae, text)
 
 
 def save_parts(parts: Parts, folder: str | Path, tokenizer: bytes) -> None:
-    """Write a folder that `load_parts` reads, tensors as float16, each file under a temporary name and then renamed."""
-    folder = Path(folder)
+    """Write a folder that `load_parts` reads, tensors as float16, each file under a temporary name and then renamed.
+
+    Raises `ValueError` for values that are not finite in float16, before anything is written.
+    """
+    folder, text = Path(folder), to_wan_names(parts.text.model.state_dict())
+    states = {"dit": parts.dit.state_dict(), "vae": parts.vae.state_dict(), "text": text}
+    files = {f"{name}.safetensors": _pack(name, state, parts.card) for name, state in states.items()}
+    files |= {"tokenizer.model": tokenizer, "card.json": (json.dumps(parts.card.to_dict(), indent=1) + "\n").encode()}
     folder.mkdir(parents=True, exist_ok=True)
-    states = {"dit": parts.dit.state_dict(), "vae": parts.vae.state_dict(), "text": to_wan_names(parts.text.model.state_dict())}
-    for name, state in states.items():
-        temporary = folder / f"{name}.part"
-        save_file({key: value.half().contiguous() for key, value in state.items()}, temporary, metadata={"card": parts.card.name})
-        os.replace(temporary, folder / f"{name}.safetensors")
-    (folder / "tokenizer.model").write_bytes(tokenizer)
-    (folder / "card.json").write_text(json.dumps(parts.card.to_dict(), indent=1) + "\n")
+    for name, content in files.items():
+        unfinished = folder / f"{name}.part"
+        try:
+            unfinished.write_bytes(content)
+            unfinished.replace(folder / name)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file. Raises `ValueError` naming the file when it is damaged."""
+def _pack(name: str, state: Mapping[str, Tensor], card: Card) -> bytes:
+    half = {key: value.half().contiguous() for key, value in state.items()}
+    if wrong := [key for key, value in half.items() if not value.isfinite().all()]:
+        raise ValueError(f"{name}: {_listed(wrong)} not finite in float16")
+    return save(half, metadata={"card": card.name})
+
+
+def _read(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file: the names and shapes of `wanted`, every value finite, or `ValueError`."""
     try:
-        return load_file(path)
+        state = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} ({path.stat().st_size} bytes) is incomplete or no safetensors file: {error}") from error
+        raise ValueError(f"{path} ({path.stat().st_size} bytes) {_mistaken(path)}: {error}") from error
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in sorted(set(wanted) & set(state))
+        if state[key].shape != wanted[key].shape
+    ]
+    groups = {
+        "missing": sorted(set(wanted) - set(state)),
+        "unexpected": sorted(set(state) - set(wanted)),
+        "of another shape": shapes,
+        "not floating point": _where(state, lambda value: not value.is_floating_point()),
+        "with values that are not finite": _where(state, lambda value: not value.isfinite().all()),
+    }
+    if wrong := [f"{_listed(keys)} {problem}" for problem, keys in groups.items() if keys]:
+        raise ValueError(f"{path} does not fit its card: {'; '.join(wrong)}")
+    return state
 
 
-def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Strict loading: the same names and shapes, every value finite. Raises `ValueError` listing what is wrong."""
-    own = network.state_dict()
-    wrong = [f"missing {key}" for key in sorted(set(own) - set(state))]
-    wrong += [f"unexpected {key}" for key in sorted(set(state) - set(own))]
-    for key in sorted(set(own) & set(state)):
-        if own[key].shape != state[key].shape:
-            wrong.append(f"{key} has shape {tuple(state[key].shape)}, not {tuple(own[key].shape)}")
-        elif not torch.isfinite(state[key]).all():
-            wrong.append(f"{key} has values that are not finite")
-    if wrong:
-        more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ValueError(f"{path} does not fit its card: {'; '.join(wrong[:10])}{more}")
-    network.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()})
+def _where(state: Mapping[str, Tensor], is_wrong: Callable[[Tensor], bool]) -> list[str]:
+    return sorted(key for key, value in state.items() if is_wrong(value))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _mistaken(path: Path) -> str:
+    """What a file that is no safetensors file probably is, and what to do."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, not weights; download the file itself"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not weights; run `git lfs pull`"
+    return "is incomplete or no safetensors file; get it again"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Level = TypeVar("Level", float, "Tensor")
 
 TIMESTEPS = 1000  # the unit of timesteps and of nominal steps: 1000 is pure noise
 
 
-def shift_sigma(sigma: float, shift: float) -> float:
+def shift_sigma(sigma: Level, shift: float) -> Level:
     """s sigma / (1 + (s - 1) sigma): keeps 0 and 1; shifts of a and b compose to ab."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 

@@ -25,20 +25,22 @@ from arvid.training.vae import train_vae
 log = logging.getLogger("arvid.training")
 
 VAE = VAESpec(
-    dim=24, z_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1, temporal_downsample=(True, True), mean=(0.0,) * 8, std=(1.0,) * 8,
-    layout="wan22", decoder_dim=32, patch=2,
+    dim=24, z_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1, temporal_downsample=(True, True),
+    mean=(0.0,) * 8, std=(1.0,) * 8, layout="wan22", decoder_dim=32, patch=2,
 )  # fmt: skip
 TEXT = TextSpec(vocab_size=35, dim=64, attention_dim=64, ffn_dim=128, num_heads=4, num_layers=2)
 DIT = DiTSpec(
-    dim=128, ffn_dim=512, num_heads=2, num_blocks=6, in_channels=8, out_channels=8, text_dim=64, text_length=16, freq_dim=256
-)
+    dim=128, ffn_dim=512, num_heads=2, num_blocks=6, in_channels=8, out_channels=8,
+    text_dim=64, text_length=16, freq_dim=256,
+)  # fmt: skip
 CARD = Card(
     name="tiny", dit=DIT, vae=VAE, text=TEXT, chunk=3, window=9, sink=0, steps=(1000, 750, 500, 250), shift=3.0,
     context_noise=0.0, train_horizon=CLIP_FRAMES, fps=FPS, size=(SIZE, SIZE), grammar=BUNDLED_GRAMMAR,
     source="trained from scratch by arvid.training; see MODEL_CARD.md",
 )  # fmt: skip
 
-VAE_RECIPE = Recipe(steps=1300, rate=2e-3, batch=8)
+VAE_CROPS = Recipe(steps=900, rate=2e-3, batch=8, decay=0.0)
+VAE_WHOLE = Recipe(steps=750, rate=1e-3, batch=8, warmup=40, decay=1.0)
 CLIPS = 1500
 FLOW_RECIPE = Recipe(steps=2400, rate=2e-3, batch=6, ema=0.995)
 MUON = 0.02
@@ -56,8 +58,8 @@ def new_network() -> Network:
 
 
 def run(folder: Path, target: Path) -> Card:
-    """Everything in order, checkpoints in `folder`, the finished model in `target`; continues where it was interrupted."""
-    vae = train_vae(VAE, VAE_RECIPE, folder)
+    """Everything in order, checkpoints in `folder`, the model in `target`; continues where it was interrupted."""
+    vae = train_vae(VAE, VAE_CROPS, VAE_WHOLE, folder)
     clips = encode_clips(vae, CLIPS, folder / "clips")
     mean, std = moments(clips.latents)
     trainer = Trainer(clips, mean, std, CARD.chunk, CARD.window, CARD.shift)

@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from arvid.training.grammar import (
     BACKGROUNDS,
-    CIRCLE,
     COLOURS,
     GRAMMAR,
     HELD_OUT,
@@ -34,7 +33,7 @@ from arvid.training.grammar import (
 __all__ = [
     "BACKGROUNDS", "COLOURS", "FPS", "GRAMMAR", "HELD_OUT", "LANDMARKS", "MARKINGS", "MOTIONS", "SHAPES", "TEXTURES",
     "Caption", "Scene", "all_captions", "contrast", "held_out_captions", "latent_frame_of", "parse", "pixel_frames",
-    "render", "sample_scene", "scene_for", "training_captions",
+    "render", "sample_scene", "scene_for", "training_captions", "trajectory",
 ]  # fmt: skip
 
 Floats = NDArray[np.floating]
@@ -136,7 +135,7 @@ def scene_for(caption: str, rng: np.random.Generator, change: bool = False, firs
     said = parse(caption)
     texture = rng.choice(["plain", "gradient", "stripes"])
     phase_x, phase_y = rng.random(2)
-    if said.motion == CIRCLE:
+    if said.motion == "moves in a circle":
         phase_y = phase_x + rng.choice([-0.25, 0.25])
     short = rng.uniform(40, 56)
     periods = rng.permutation([short, short * rng.uniform(1.25, 1.6)])  # unlike: alike, a bounce may look a circle
@@ -153,7 +152,7 @@ def scene_for(caption: str, rng: np.random.Generator, change: bool = False, firs
     )
     if not change:
         return scene
-    frame = int(rng.integers(2, 6)) * 3 + int(first_frame_alone)
+    frame = 3 * int(rng.integers(2, CLIP_FRAMES // 3 - 1)) + int(first_frame_alone)
     allowed = set(training_captions())
     looks = [{"new_colour": word} for word in COLOURS if word != said.colour]
     looks = looks if rng.random() < 0.5 else [{"new_shape": word} for word in SHAPES if word != said.shape]
@@ -259,7 +258,7 @@ def trajectory(scene: Scene, frames: ArrayLike) -> Floats:
     """Centre and radius (x, y, r) of the object at pixel frames [T]: [T, 3], in pixels of a 64-pixel frame."""
     times = np.asarray(frames, dtype=np.float64)
     turns_x = scene.phase_x + times / scene.period_x
-    turns_y = scene.phase_y + times / (scene.period_x if scene.said.motion == CIRCLE else scene.period_y)
+    turns_y = scene.phase_y + times / (scene.period_x if scene.said.motion == "moves in a circle" else scene.period_y)
     x, y = np.full_like(times, 0.5), np.full_like(times, 0.5)  # 0..1 across the room there is
     radius = np.full_like(times, scene.radius)
     match scene.said.motion:

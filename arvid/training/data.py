@@ -67,9 +67,10 @@ def encode_clips(vae: WanVAE, count: int, folder: Path, seed: int = 0, group: in
                 z = torch.cat([vae.posterior(to_tensor(np.stack(videos[i : i + 5])))[0] for i in range(0, group, 5)])
             save_atomically({"z": z.transpose(1, 2).half().contiguous(), "notes": json.dumps(scenes)}, path)
             made += 1
-            log.info("clips %d/%d, %.2f s/clip", first + group, count, (time.monotonic() - began) / made / group)
+            log.info("clips %d/%d, %.2f s each", first + group, count, (time.monotonic() - began) / made / group)
         part = torch.load(path, weights_only=True)
         latents.append(part["z"])
         notes += json.loads(part["notes"])
     captions = [(c[0][1], c[-1][1], c[-1][0] or CLIP_FRAMES) for c, _ in notes]
-    return Clips(torch.cat(latents), captions, np.array([a for _, a in notes]), np.array([len(c) > 1 for c, _ in notes]))
+    alone, changed = np.array([a for _, a in notes]), np.array([len(c) > 1 for c, _ in notes])
+    return Clips(torch.cat(latents), captions, alone, changed)

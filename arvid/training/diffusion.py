@@ -1,8 +1,8 @@
 """Teacher-forced flow matching and causal consistency distillation, on the plans that inference uses.
 
 The sequence is [clean frames | noisy copies]: each noisy chunk sees the clean frames that a rollout would have held, so
-one pass trains every chunk (teacher forcing; Self Forcing, arXiv 2506.08009, section 3). The student then learns to jump
-along the guided teacher's flow (causal consistency distillation, arXiv 2605.15141; consistency models, arXiv 2303.01469).
+one pass trains every chunk (teacher forcing; Self Forcing, arXiv 2506.08009). The student then learns to jump along the
+guided teacher's flow (causal consistency distillation, arXiv 2605.15141; consistency models, arXiv 2303.01469).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Batch:
-    """A training batch: clean latents [B, F, C, H, W], the chunk each frame is in, captions and the attention layout."""
+    """Clean latents [B, F, C, H, W], the chunk each frame is in, captions, and the layout of chunks."""
 
     clean: Tensor
     chunk_of: Tensor
@@ -50,7 +50,9 @@ class Batch:
 class Trainer:
     """What the two diffusion stages share: batches, plans, text, and the network on [clean | noisy copies]."""
 
-    def __init__(self, clips: Clips, mean: tuple[float, ...], std: tuple[float, ...], chunk: int, window: int, shift: float) -> None:
+    def __init__(
+        self, clips: Clips, mean: tuple[float, ...], std: tuple[float, ...], chunk: int, window: int, shift: float
+    ) -> None:
         self.clips, self.chunk, self.window, self.shift = clips, chunk, window, shift
         self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (mean, std))
         self.frames = clips.latents.shape[1]
@@ -68,20 +70,23 @@ class Trainer:
         _, layout = chunk_layout(self.frames, self.chunk, first_alone=alone)
         return [Chunk(start, n, index=i) for i, (start, n) in enumerate(layout)]
 
-    def _mixer(self, alone: bool, noisy: int, grid: tuple[int, int], axes: tuple[int, int, int], heads: int) -> PlannedAttention:
+    def _mixer(
+        self, alone: bool, noisy: int, grid: tuple[int, int], axes: tuple[int, int, int], heads: int
+    ) -> PlannedAttention:
         plan = whole_plan(Window(self.window), Absolute(), self.chunks(alone), noisy)
         return PlannedAttention(plan, Rope().inv_freq(RotaryContext(axes[0], heads)), grid, axes)
 
     def sigmas(self, rng: np.random.Generator, batch: Batch, noisy: int) -> Tensor:
         """Shifted uniform noise levels, one a chunk of every noisy copy: [B, noisy * F]."""
-        levels = shift_sigma(rng.random((len(batch.clean), noisy, int(batch.chunk_of[-1]) + 1), np.float32), self.shift)  # type: ignore[arg-type]
-        return torch.from_numpy(levels)[:, :, batch.chunk_of].flatten(1)
+        uniform = torch.from_numpy(rng.random((len(batch.clean), noisy, int(batch.chunk_of[-1]) + 1), np.float32))
+        return shift_sigma(uniform, self.shift)[:, :, batch.chunk_of].flatten(1)
 
     def text(self, net: Network, batch: Batch, copies: int, keep: Tensor | None = None) -> TextKV:
         """Text of each clip; frames after a change attend to the later caption. `keep` 0 blanks a row's text."""
-        words = sorted({word for a, b, _ in batch.captions for word in (a, b)})
+        captions = [c[0] for c in batch.captions], [c[1] for c in batch.captions]
+        words = sorted({*captions[0], *captions[1]})
         encoded = dict(zip(words, net.text.encode(words), strict=True))
-        first, later = (torch.stack([encoded[c[i]] for c in batch.captions]) for i in (0, 1))
+        first, later = (torch.stack([encoded[caption] for caption in column]) for column in captions)
         if keep is not None:
             first, later = first * keep[:, None, None], later * keep[:, None, None]
         change = torch.tensor([c[2] for c in batch.captions])
@@ -122,7 +127,9 @@ def mix(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return (1 - s) * x0 + s * noise
 
 
-def train_flow(net: Network, trainer: Trainer, recipe: Recipe, folder: Path, muon: float, dropout: float = 0.1) -> Network:
+def train_flow(
+    net: Network, trainer: Trainer, recipe: Recipe, folder: Path, muon: float | None, dropout: float = 0.1
+) -> Network:
     """Teacher-forced flow matching; returns the averaged network. `dropout` blanks that share of the texts."""
     average = copy.deepcopy(net).requires_grad_(False)
     net.train()
@@ -141,11 +148,13 @@ def train_flow(net: Network, trainer: Trainer, recipe: Recipe, folder: Path, muo
     return average.eval()
 
 
-def train_consistency(teacher: Network, trainer: Trainer, recipe: Recipe, folder: Path, guidance: float, points: int) -> Network:
+def train_consistency(
+    teacher: Network, trainer: Trainer, recipe: Recipe, folder: Path, guidance: float, points: int
+) -> Network:
     """Causal consistency distillation of a guided teacher on a grid of `points` levels; returns the averaged student.
 
-    At level k the teacher takes one guided Euler step to level k + 1; the student's x0 at k is pulled, by a pseudo-Huber
-    loss, to the averaged student's x0 at k + 1, or to the step's own end where that level is 0.
+    At level k the teacher takes one guided Euler step to level k + 1; the student's x0 at k is pulled, by a
+    pseudo-Huber loss, to the averaged student's x0 at k + 1, or to the step's own end where that level is 0.
     """
     teacher.eval()
     student = copy.deepcopy(teacher).requires_grad_(True).train()

@@ -33,7 +33,7 @@ BACKGROUNDS: dict[str, RGB] = {
     "beige": (230, 209, 166),
 }
 SHAPES = ("ball", "square", "triangle")
-BOUNCE, HORIZONTAL, VERTICAL, CIRCLE, GROW = MOTIONS = (
+MOTIONS = (
     "bounces around",
     "moves left and right",
     "moves up and down",

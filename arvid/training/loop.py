@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -34,7 +33,7 @@ class Recipe:
 
     def scale(self, step: int) -> float:
         """Factor on the rate at a step counted from 0."""
-        left = (self.steps - step) / max(1.0, self.decay * self.steps)
+        left = (self.steps - step) / (self.decay * self.steps) if self.decay else 1.0
         return min(1.0, (step + 1) / self.warmup, max(0.0, left))
 
 
@@ -90,7 +89,8 @@ def train(
         state = torch.load(path, weights_only=True)
         told, given = state["recipe"], asdict(recipe)
         if differing := [k for k in given if k != "steps" and told.get(k) != given[k]]:
-            raise ValueError(f"{path} was made by another recipe (differs in {', '.join(differing)}); delete it or restore the recipe")
+            named = ", ".join(differing)
+            raise ValueError(f"{path} was made by another recipe (differs in {named}); delete it or restore the recipe")
         module.load_state_dict(state["module"])
         average.load_state_dict(state["average"])
         for opt, saved in zip(opts, state["opts"], strict=True):
@@ -124,7 +124,8 @@ def train(
             opt.step()
         decay = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+            for mean, value in zip(average.parameters(), module.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
         for key, value in losses.items():
             sums.setdefault(key, []).append(float(value.detach()))
         now = time.monotonic()
@@ -132,7 +133,7 @@ def train(
             told_at, rate_now = now, (now - began) / (step + 1 - start)
             means = {k: round(float(np.mean(v)), 4) for k, v in sums.items()}
             eta = rate_now * (recipe.steps - step - 1)
-            log.info("%s %d/%d %s %.2f s/step, %.0f min left", stage, step + 1, recipe.steps, json.dumps(means), rate_now, eta / 60)
+            log.info("%s %d/%d %s %.2f s/step, %.0f min left", stage, step + 1, recipe.steps, means, rate_now, eta / 60)
             sums.clear()
         if now - saved_at > save_every or step + 1 == recipe.steps:
             save(step + 1)

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arvid.cache import CACHE, CachePolicy
 from arvid.models.specs import SETTINGS, Card
@@ -24,6 +24,9 @@ REGISTRIES: dict[str, tuple[Registry, type]] = {
     "cache": (CACHE, CachePolicy),
     "sampler": (SAMPLER, Sampler),
 }
+Spec = str | Mapping[str, Any] | None
+"""A strategy by name, or by name and fields; None is the card's."""
+
 PLAIN = {"rotary": "rope", "time": "absolute", "noise": "iid"}  # what None means, with or without a card
 
 
@@ -41,6 +44,13 @@ class PipelineConfig:
     cache: CachePolicy | None = None
     sampler: Sampler | None = None
     chunk: int | None = None
+
+    if TYPE_CHECKING:  # what may be given is wider than what is kept
+
+        def __init__(
+            self, rotary: Rotary | Spec = None, time: TimeMap | Spec = None, noise: NoisePrior | Spec = None,
+            cache: CachePolicy | Spec = None, sampler: Sampler | Spec = None, chunk: int | None = None,
+        ) -> None: ...  # fmt: skip
 
     def __post_init__(self) -> None:
         for key, (registry, base) in REGISTRIES.items():

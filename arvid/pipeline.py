@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -19,12 +21,19 @@ from arvid.models.specs import Card
 from arvid.models.text import TextEncoder
 from arvid.models.vae import WanVAE
 from arvid.models.vae_stream import DecodeStream
-from arvid.models.weights import BUNDLED, load_parts
+from arvid.models.weights import BUNDLED, load_card, load_parts
 from arvid.noise import Kind, NoisePrior, seeds
 from arvid.presets import preset, warn_if_foreign
 from arvid.samplers import Emit
 from arvid.video import Video
 
+__all__ = ["KeyedNoise", "Pipeline", "Progress"]
+
+MOST_FRAMES = 1_000_000
+"""Latent frames of the longest video: days of it. The layout of its chunks is made beforehand."""
+
+T = TypeVar("T")
+Pieces = Generator[T, None, None]
 Seed = int | Sequence[int]
 
 
@@ -47,6 +56,9 @@ class Progress:
         return (self.total - self.done) / self.fps if self.fps else float("inf")
 
 
+Report = Callable[[Progress], None]
+
+
 class KeyedNoise:
     """A prior's draws as tensors for one request: what `samplers.NoiseSource` asks for."""
 
@@ -67,7 +79,8 @@ class KeyedNoise:
 
 
 class Pipeline:
-    """Weights and a resolved configuration. Make one with `Pipeline.load` or `Pipeline.from_parts`; call it with a prompt."""
+    """Weights and a resolved configuration. Make one with `Pipeline.load` or `Pipeline.from_parts`; call it with a
+    prompt."""
 
     def __init__(
         self, dit: CausalDiT, config: PipelineConfig, vae: WanVAE | None, text: TextEncoder | None, card: Card | None
@@ -80,102 +93,133 @@ class Pipeline:
         cls, config: str | PipelineConfig | None = None, *, model: str | Path | None = None,
         device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
     ) -> Pipeline:  # fmt: skip
-        """Weights of the folder `model` (None: the bundled model), run by `config`: a preset's name, a configuration, or
-        None for the weights' own settings.
+        """Weights of the folder `model` (None: the bundled model), run by `config`: a preset's name, a configuration,
+        or None for the weights' own settings.
 
-        Warns when a student preset runs on other weights than its own. Raises `ValueError` for a configuration that does
-        not fit, and as `load_parts`.
+        Warns when a student preset runs on other weights than its own. Raises `ValueError` for a device that cannot be
+        used and for a configuration that does not fit, before weights are read, and as `load_parts`.
         """
-        chosen = preset(config) if isinstance(config, str) else config or PipelineConfig()
-        parts = load_parts(model or BUNDLED, device, dtype)
-        if isinstance(config, str):
-            warn_if_foreign(config, parts.card)
-        return cls(parts.dit, chosen, parts.vae, parts.text, parts.card)
+        folder = BUNDLED if model is None else model
+        device = _usable(device)
+        card = load_card(folder)
+        resolved = _chosen(config, card).resolve(card)
+        parts = load_parts(folder, device, dtype)
+        return cls(parts.dit, resolved, parts.vae, parts.text, card)
 
     @classmethod
     def from_parts(
-        cls, dit: CausalDiT, config: str | PipelineConfig, vae: WanVAE | None = None, text: TextEncoder | None = None,
-        card: Card | None = None,
+        cls, dit: CausalDiT, config: str | PipelineConfig | None = None, vae: WanVAE | None = None,
+        text: TextEncoder | None = None, card: Card | None = None,
     ) -> Pipeline:  # fmt: skip
         """A pipeline of given networks. Without a card a None in the configuration means rope, absolute times and iid
-        noise, and any other None raises `ValueError` naming it."""
-        return cls(dit, preset(config) if isinstance(config, str) else config, vae, text, card)
+        noise, and any other None raises `ValueError` naming it. Warns as `load`."""
+        return cls(dit, _chosen(config, card), vae, text, card)
 
+    @overload
     def __call__(
-        self, prompt: str | Sequence[str], seconds: float | None = None, *, frames: int | None = None, height: int | None = None,
-        width: int | None = None, seed: Seed = 0, progress: Callable[[Progress], None] | None = None,
+        self, prompt: str, seconds: float | None = None, *, frames: int | None = None, height: int | None = None,
+        width: int | None = None, seed: Seed = 0, progress: Report | None = None,
+    ) -> Video: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, prompt: Sequence[str], seconds: float | None = None, *, frames: int | None = None,
+        height: int | None = None, width: int | None = None, seed: Seed = 0, progress: Report | None = None,
+    ) -> list[Video]: ...  # fmt: skip
+    def __call__(
+        self, prompt: str | Sequence[str], seconds: float | None = None, *, frames: int | None = None,
+        height: int | None = None, width: int | None = None, seed: Seed = 0, progress: Report | None = None,
     ) -> Video | list[Video]:  # fmt: skip
-        """A video of the prompt, or for a list of prompts one each: the pieces of `stream`, joined. Raises as `stream`."""
-        pieces = list(self.stream(prompt, seconds, frames=frames, height=height, width=width, seed=seed, progress=progress))
-        if isinstance(prompt, str):
-            return Video.concat(pieces)  # pyright: ignore[reportArgumentType]
-        return [Video.concat(row) for row in zip(*pieces, strict=True)]  # pyright: ignore[reportArgumentType]
+        """A video of the prompt, or for a list of prompts one each: the pieces of `stream`, joined. Raises as it."""
+        pieces = list(self._begin(prompt, seconds, frames, height, width, seed, progress))
+        videos = [Video.concat(row) for row in zip(*pieces, strict=True)]
+        return videos[0] if isinstance(prompt, str) else videos
 
+    @overload
     def stream(
-        self, prompt: str | Sequence[str], seconds: float | None = None, *, frames: int | None = None, height: int | None = None,
-        width: int | None = None, seed: Seed = 0, progress: Callable[[Progress], None] | None = None,
-    ) -> Iterator[Video | list[Video]]:  # fmt: skip
+        self, prompt: str, seconds: float | None = None, *, frames: int | None = None, height: int | None = None,
+        width: int | None = None, seed: Seed = 0, progress: Report | None = None,
+    ) -> Pieces[Video]: ...  # fmt: skip
+    @overload
+    def stream(
+        self, prompt: Sequence[str], seconds: float | None = None, *, frames: int | None = None,
+        height: int | None = None, width: int | None = None, seed: Seed = 0, progress: Report | None = None,
+    ) -> Pieces[list[Video]]: ...  # fmt: skip
+    def stream(
+        self, prompt: str | Sequence[str], seconds: float | None = None, *, frames: int | None = None,
+        height: int | None = None, width: int | None = None, seed: Seed = 0, progress: Report | None = None,
+    ) -> Pieces[Video] | Pieces[list[Video]]:  # fmt: skip
         """Pieces of the video, one a chunk, as each chunk is final; for a list of prompts a list of pieces.
 
         Length is `seconds`, rounded to whole chunks, or exactly `frames` latent frames; neither: the training clips'.
         `height` and `width` are pixels (None: the card's). `seed` is an int, the same noise for every row, or one a
-        row. Memory does not grow with the length. `progress` is called after every chunk. Bad input raises
-        `ValueError` here, before anything runs; closing the iterator frees all.
+        row. Memory does not grow with the length. `progress` is called after every chunk. Closing the iterator frees
+        all. Bad input raises `ValueError` or `TypeError` here, before the first pass; values that are not finite raise
+        `FloatingPointError` in place of their chunk.
         """
-        if self.vae is None or self.text is None or self.card is None:
-            raise ValueError("videos need a VAE, a text encoder and a card; this pipeline lacks one: use Pipeline.load, or latents(text=...)")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        total = self._length(seconds, frames)
-        size = check_size(*self._size(height, width), self.card.vae.space_stride, self.card.dit.patch)
-        rows = seeds(seed, max(1, len(prompts)))
-        text = self.text.encode(prompts)
-        return self._pieces(text, total, size, rows, isinstance(prompt, str), progress)
+        pieces = self._begin(prompt, seconds, frames, height, width, seed, progress)
+        return (row[0] for row in pieces) if isinstance(prompt, str) else pieces
 
+    def _begin(
+        self, prompt: str | Sequence[str], seconds: float | None, frames: int | None, height: int | None,
+        width: int | None, seed: Seed, progress: Report | None,
+    ) -> Pieces[list[Video]]:  # fmt: skip
+        """Check a request and start on it."""
+        if self.vae is None or self.text is None or self.card is None:
+            lacks = [name for name in ("vae", "text", "card") if getattr(self, name) is None]
+            raise ValueError(f"a video needs {', '.join(lacks)}, which this pipeline lacks; latents(text=...) does not")
+        prompts = _prompts(prompt)
+        rows = seeds(seed, len(prompts))
+        total = self._length(seconds, frames)
+        sides = {"height": self.card.size[0] if height is None else height,
+                 "width": self.card.size[1] if width is None else width}  # fmt: skip
+        _whole(**sides)
+        size = check_size(**sides, space_stride=self.vae.spec.space_stride, patch=self.dit.spec.patch)
+        return self._pieces(self.vae, self.card.fps, self._rollout(self.text.encode(prompts), total, size, rows),
+                            pixel_frames(total, self.vae.spec.time_stride), progress)  # fmt: skip
+
+    @staticmethod
     def _pieces(
-        self, text: Tensor, total: int, size: tuple[int, int], rows: tuple[int, ...], single: bool,
-        progress: Callable[[Progress], None] | None,
-    ) -> Iterator[Video | list[Video]]:  # fmt: skip
-        assert self.vae is not None and self.card is not None
-        decoder, began, done = DecodeStream(self.vae), time.perf_counter(), 0
-        for emit in self._rollout(text, total, size, rows):
-            pixels = decoder.push(emit.x0)
-            if not torch.isfinite(pixels).all():
-                raise FloatingPointError(f"chunk {emit.chunk.index} (frames {emit.chunk.start}..{emit.chunk.end - 1}) has values that are not finite")
-            videos = [Video.from_tensor(row, self.card.fps) for row in pixels]
+        vae: WanVAE, fps: float, emits: Iterator[Emit], total: int, progress: Report | None
+    ) -> Pieces[list[Video]]:
+        # Nothing is clamped before it is checked: clamping turns infinity into white.
+        decoder, began, done = DecodeStream(vae, clamp=False), time.perf_counter(), 0
+        for emit in emits:
+            videos = [Video.from_tensor(row, fps) for row in _finite(decoder.push(emit.x0), emit.chunk, "pixels")]
             done += len(videos[0])
             if progress:
-                progress(Progress(done, pixel_frames(total, self.card.vae.time_stride), time.perf_counter() - began))
-            yield videos[0] if single else videos
+                progress(Progress(done, total, time.perf_counter() - began))
+            yield videos
 
     def latents(
-        self, text: Tensor | None = None, prompt: str | Sequence[str] | None = None, frames: int | None = None,
-        height: int | None = None, width: int | None = None, seed: Seed = 0,
+        self, text: Tensor | None = None, prompt: str | Sequence[str] | None = None, *, frames: int | None = None,
+        size: tuple[int, int] | None = None, seed: Seed = 0,
     ) -> Tensor:  # fmt: skip
-        """Normalised latents [B, F, C, H, W] of `frames` frames, not decoded.
+        """Normalised latents [B, F, C, H, W] of `frames` latent frames, not decoded.
 
-        Of a prompt or of embeddings `text` [B, L, D], exactly one; `height` and `width` are latent pixels. What is not
-        given is the card's. Raises `ValueError` for bad input, before anything runs.
+        Of a prompt or of embeddings `text` [B, L, D], exactly one; `size` is (height, width) in latent pixels. What is
+        not given is the card's. Raises as `stream`.
         """
         if (text is None) == (prompt is None):
-            raise ValueError("give either text=[B, L, D] or prompt=..., and not both")
-        if prompt is not None:
+            raise ValueError("give either text, embeddings [B, L, D], or prompt")
+        if text is None:
             if self.text is None:
-                raise ValueError("a prompt needs a text encoder, and this pipeline has none: give text=[B, L, D]")
-            text = self.text.encode([prompt] if isinstance(prompt, str) else list(prompt))
-        assert text is not None
-        spec = self.dit.spec
-        stride = self.card.vae.space_stride if self.card else None
-        if (height is None or width is None) and (stride is None or self.card is None):
-            raise ValueError("height and width are None, which means the card's, and there is no card: give latent pixels")
-        given = [side if side is not None else own // stride for side, own in zip((height, width), self.card.size if self.card and stride else (0, 0), strict=True)]  # type: ignore[operator]
-        size = check_size(given[0], given[1], 1, spec.patch)
+                raise ValueError("a prompt needs a text encoder, which this pipeline lacks: give text=[B, L, D]")
+            text = self.text.encode(_prompts(prompt))
+        if text.ndim != 3 or 0 in text.shape:
+            raise ValueError(f"text has shape {tuple(text.shape)}; it is [B, L, D], nothing empty")
+        if size is None:
+            if self.card is None:
+                raise ValueError("size is None, which means the card's, and there is no card: give latent pixels")
+            stride = self.card.vae.space_stride
+            size = self.card.size[0] // stride, self.card.size[1] // stride
+        _whole(height=size[0], width=size[1])
+        size = check_size(*size, space_stride=1, patch=self.dit.spec.patch)
         emits = self._rollout(text, self._length(None, frames), size, seeds(seed, len(text)))
         return torch.cat([emit.x0 for emit in emits], 1)
 
     def _rollout(self, text: Tensor, total: int, size: tuple[int, int], rows: tuple[int, ...]) -> Iterator[Emit]:
         config, spec, weight = self.config, self.dit.spec, self.dit.patch_embedding.weight
         assert config.cache and config.sampler and config.time and config.rotary and config.noise and config.chunk
-        _, layout = chunk_layout(total, config.chunk)
         with torch.no_grad():
             prepared = self.dit.prepare_text(text.to(weight))
         most = config.cache.capacity(config.chunk, config.sampler.in_flight(config.chunk))
@@ -185,23 +229,72 @@ class Pipeline:
             train_horizon=self.card.train_horizon if self.card else None,
         )  # fmt: skip
         noise = KeyedNoise(config.noise, rows, (spec.in_channels, *size), weight)
+        _, layout = chunk_layout(total, config.chunk)
         chunks = [Chunk(start, n, index=i) for i, (start, n) in enumerate(layout)]
-        yield from config.sampler.rollout(denoiser, noise, chunks)
+        for emit in config.sampler.rollout(denoiser, noise, chunks):
+            _finite(emit.x0, emit.chunk, "latents")
+            yield emit
 
     def _length(self, seconds: float | None, frames: int | None) -> int:
+        """Latent frames of a request."""
         if seconds is not None and frames is not None:
-            raise ValueError(f"seconds={seconds} and frames={frames} both set the length: give one")
+            raise ValueError(f"seconds={seconds!r} and frames={frames!r} both set the length: give one")
         if seconds is not None:
-            assert self.card and self.config.chunk
-            return latent_frames(seconds, self.card.fps, self.card.vae.time_stride, self.config.chunk)
-        if frames is None:
+            if isinstance(seconds, bool) or not isinstance(seconds, Real):
+                raise TypeError(f"seconds={seconds!r} must be a number, got {type(seconds).__name__}")
+            assert self.card and self.config.chunk  # videos have a card, and what is resolved has a chunk
+            frames = latent_frames(seconds, self.card.fps, self.card.vae.time_stride, self.config.chunk)
+        elif frames is None:
             if self.card is None:
-                raise ValueError("frames is None, which means the card's training clips, and there is no card: give latent frames")
-            return self.card.train_horizon
-        if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
-            raise ValueError(f"frames={frames!r}: give a whole number of latent frames, at least 1")
+                raise ValueError("frames is None, which means the card's, and there is no card: give latent frames")
+            frames = self.card.train_horizon
+        _whole(frames=frames)
+        if frames > MOST_FRAMES:
+            raise ValueError(f"{frames} latent frames: a video has at most {MOST_FRAMES}")
         return frames
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        assert self.card is not None
-        return self.card.size[0] if height is None else height, self.card.size[1] if width is None else width
+
+def _usable(device: str | torch.device) -> torch.device:
+    """The device, once a tensor was there and back. Raises `ValueError` with the reason where it cannot be used."""
+    try:
+        torch.zeros(1, device=device).cpu()
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch built without CUDA raises AssertionError
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here, 'cpu' always can: {reason}") from error
+
+
+def _chosen(config: str | PipelineConfig | None, card: Card | None) -> PipelineConfig:
+    if isinstance(config, str):
+        chosen = preset(config)
+        if card:
+            warn_if_foreign(config, card)
+        return chosen
+    if config is not None and not isinstance(config, PipelineConfig):
+        raise TypeError(f"config={config!r}: give a preset's name or a PipelineConfig (PipelineConfig.from_dict)")
+    return config or PipelineConfig()
+
+
+def _prompts(prompt: Any) -> list[str]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, Sequence):
+        raise TypeError(f"prompt must be a string or a list of strings, got {prompt!r}")
+    if not prompt:
+        raise ValueError("the list of prompts is empty; give at least one")
+    return list(prompt)
+
+
+def _whole(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: give a whole number, at least 1")
+
+
+def _finite(x: Tensor, chunk: Chunk, what: str) -> Tensor:
+    if not x.isfinite().all():
+        raise FloatingPointError(
+            f"the {what} of chunk {chunk.index} (latent frames {chunk.start}..{chunk.end - 1}) have values that are "
+            f"not finite: the weights are damaged, or {x.dtype} overflows and a wider dtype is needed"
+        )
+    return x

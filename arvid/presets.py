@@ -1,4 +1,4 @@
-"""Named configurations: a student preset is its card's settings, all of them; a method preset what the method changes."""
+"""Named configurations: a student preset is all of its card's settings, a method preset what the method changes."""
 
 from __future__ import annotations
 

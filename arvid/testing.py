@@ -12,37 +12,42 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arvid.cache import Chunk, Plan
-from arvid.noise import Kind, NoisePrior
+from arvid.noise import ChunkLike, Kind, NoisePrior
 from arvid.positional.rotation import phase, rotate, space_angles, time_angles, token_angles
 from arvid.samplers import Sampler
 
 __all__ = ["MaskedAttention", "RecordedNoise", "trace"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class RecordedNoise(NoisePrior):
-    """Replays tensors in place of random numbers: `initial` [B, F, C, H, W] and `renoise` [chunk, draw, B, f, C, H, W].
+    """Replays tensors in place of random numbers: `initial` [B, F, C, H, W], `renoise` [chunk, draw, B, f, C, H, W].
 
-    Draw d takes x0 to level d + 1. Not registered, hence not serialisable. Raises `ValueError` for what was not recorded.
+    Draw d takes x0 to level d + 1. Not registered, hence not serialisable. Raises `ValueError` for what was not
+    recorded.
     """
 
-    initial: Tensor = None  # pyright: ignore[reportAssignmentType]
-    renoise: Tensor = None  # pyright: ignore[reportAssignmentType]
+    initial: Tensor
+    renoise: Tensor
 
-    def __init__(self, initial: Tensor, renoise: Tensor) -> None:
+    def __init__(self, initial: Tensor, renoise: Tensor, apply_to: str = "initial") -> None:
+        super().__init__(apply_to)
         object.__setattr__(self, "initial", initial)
         object.__setattr__(self, "renoise", renoise)
 
-    def batch(self, seeds: Sequence[int], kind: int, step: int, chunk: Chunk, shape: Sequence[int]) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def batch(
+        self, seeds: Sequence[int], kind: int, step: int, chunk: ChunkLike, shape: Sequence[int]
+    ) -> np.ndarray:
+        index, end, wanted = getattr(chunk, "index", 0), chunk.start + chunk.n, (len(seeds), chunk.n, *shape)
         found: Any = None
-        if kind == Kind.INITIAL and chunk.end <= self.initial.shape[1]:
-            found = self.initial[:, chunk.start : chunk.end]
-        elif kind == Kind.RENOISE and chunk.index < len(self.renoise) and step < self.renoise.shape[1]:
-            found = self.renoise[chunk.index, step][:, : chunk.n]
-        wanted = (len(seeds), chunk.n, *shape)
+        if kind == Kind.INITIAL and end <= self.initial.shape[1]:
+            found = self.initial[:, chunk.start : end]
+        elif kind == Kind.RENOISE and index < len(self.renoise) and step < self.renoise.shape[1]:
+            found = self.renoise[index, step][:, : chunk.n]
         if found is None or tuple(found.shape) != wanted:
             have = "nothing" if found is None else f"shape {tuple(found.shape)}"
-            raise ValueError(f"recorded noise has {have} for {Kind(kind).name.lower()} noise of chunk {chunk.index}, step {step}; asked for {wanted}")
+            what = f"{Kind(kind).name.lower()} noise of chunk {index}, step {step}"
+            raise ValueError(f"recorded noise has {have} for {what}; asked for {wanted}")
         return found.numpy()
 
 
@@ -51,13 +56,13 @@ def trace(sampler: Sampler, chunks: Sequence[Chunk]) -> list[tuple[str, tuple[Ch
     events: list[tuple[str, tuple[Chunk, ...], int]] = []
 
     class Recorder:
-        def __call__(self, x: Tensor, chunks: Sequence[Chunk], *, lane: int = 0) -> Tensor:
+        def __call__(self, x_BFCHW: Tensor, chunks: Sequence[Chunk], *, lane: int = 0) -> Tensor:
             events.append(("denoise", tuple(chunks), lane))
-            return torch.zeros_like(x)
+            return torch.zeros_like(x_BFCHW)
 
-        def commit(self, x: Tensor, chunks: Sequence[Chunk], *, lane: int = 0) -> Tensor:
+        def commit(self, x_BFCHW: Tensor, chunks: Sequence[Chunk], *, lane: int = 0) -> Tensor:
             events.append(("commit", tuple(chunks), lane))
-            return torch.zeros_like(x)
+            return torch.zeros_like(x_BFCHW)
 
     class Silence:
         def initial(self, chunk: Chunk) -> Tensor:
@@ -75,15 +80,22 @@ def trace(sampler: Sampler, chunks: Sequence[Chunk]) -> list[tuple[str, tuple[Ch
 
 
 class MaskedAttention:
-    """The oracle: dense masked attention over whole sequences, written for clarity. A `Mixer` for an `inside` plan whose
-    slots each have one time."""
+    """The oracle: dense masked attention over whole sequences, written for clarity. A `Mixer` for an `inside` plan
+    without biases whose slots each have one time, as query and as key; raises `ValueError` for another."""
 
-    def __init__(self, plan: Plan, inv_freq: np.ndarray, grid: tuple[int, int], axes: tuple[int, int, int], dtype: torch.dtype) -> None:
+    def __init__(
+        self, plan: Plan, inv_freq: np.ndarray, grid: tuple[int, int], axes: tuple[int, int, int],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         times = {slot: t for g in plan.groups for slot, t in zip(g.queries, g.times, strict=True)}
+        shown = [(ref, t) for g in plan.groups for ref, t in zip(g.refs, g.ref_times, strict=True)]
+        if not plan.inside or any(ref.bias or times[ref.frame] != t for ref, t in shown):
+            raise ValueError("a mask says no more than who sees whom: MaskedAttention needs an inside plan without "
+                             "biases, where each slot has one time")
         tokens = grid[0] * grid[1]
-        seen = torch.tensor(plan.mask(len(times)))
-        self.mask = seen.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
-        self.phase = phase(token_angles(time_angles(tuple(times[s] for s in sorted(times)), inv_freq), space_angles(grid, axes)), dtype)
+        self.mask = torch.tensor(plan.mask(len(times))).repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+        angles = time_angles(tuple(times[slot] for slot in sorted(times)), inv_freq)
+        self.phase = phase(token_angles(angles, space_angles(grid, axes)), dtype)
 
     def mix(self, layer: int, q_BNhd: Tensor, k_BNhd: Tensor, v_BNhd: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (rotate(q_BNhd, self.phase), rotate(k_BNhd, self.phase), v_BNhd))

@@ -1,7 +1,7 @@
 """Passes, refs, plans and policies: what one forward attends to, said in plain host-side values.
 
-Attention over a cache needs no mask: a pass attends to a collection of held frames plus its own. A policy names the held
-frames, a time map gives each its time, and the result is a plan, shared by all layers, batch rows and ranks.
+Attention over a cache needs no mask: a pass attends to a collection of held frames plus its own. A policy names the
+held frames, a time map gives each its time, and the result is a plan, shared by all layers, batch rows and ranks.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from arvid.positional.base import TimeMap
@@ -27,12 +28,16 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`n` latent frames from `start` on that are denoised together at noise level `sigma`; the `index`-th of the video."""
+    """`n` latent frames from `start` on, denoised together at noise level `sigma`; the `index`-th of the video."""
 
     start: int
     n: int
     sigma: float = 0.0
     index: int = 0
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.n < 1:
+            raise ValueError(f"a chunk of n={self.n} frames from start={self.start}: n is at least 1, start at least 0")
 
     @property
     def end(self) -> int:
@@ -50,6 +55,10 @@ class Pass:
     branch: int = 0
     prompt: int = 0
     shot: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.chunks or any(a.end != b.start for a, b in pairwise(self.chunks)):
+            raise ValueError(f"a pass needs chunks, each starting where the one before ends; got {self.chunks}")
 
     @property
     def frames(self) -> range:
@@ -130,7 +139,7 @@ class CachePolicy(ABC):
         seen = (self.select(held, replace(new, kind=kind, chunks=following)) for kind in Kind)
         return {ref.frame for refs in seen for ref in refs}
 
-    def check(self, in_flight: int) -> None:
+    def check(self, in_flight: int) -> None:  # noqa: B027 (a policy without limits has nothing to check)
         """Raise `ValueError` when a pass of `in_flight` frames can never fit."""
 
     def capacity(self, chunk: int, in_flight: int) -> int | None:
@@ -142,20 +151,29 @@ CACHE: Registry[CachePolicy] = Registry("cache")
 
 
 def view(policy: CachePolicy, held: Sequence[Ref], new: Pass) -> tuple[Ref, ...]:
-    """The policy's choice for `new`, with `at` filled in. Raises `ValueError` when it names a frame that is not held."""
+    """The policy's choice for `new`, with `at` filled in. Raises `ValueError` for frames that are not held."""
     past = [ref for ref in held if ref.frame < new.frames.start]
     frames = {ref.frame for ref in past}
     chosen = tuple(replace(ref, at=float(ref.frame)) if ref.at is None else ref for ref in policy.select(past, new))
     if strange := sorted({ref.frame for ref in chosen} - frames):
-        raise ValueError(f"{type(policy).__name__}.select chose frames {strange}, which are not held (held: {sorted(frames)})")
+        name = type(policy).__name__
+        raise ValueError(f"{name}.select chose frames {strange}, which are not held (held: {sorted(frames)})")
     return chosen
+
+
+def _group(policy: CachePolicy, time: TimeMap, held: Sequence[Ref], new: Pass, first_slot: int) -> Group:
+    """What the frames of `new`, in slots from `first_slot` on, attend to."""
+    refs = view(policy, held, new)
+    ref_times, times = map(tuple, time.times(refs, new))
+    if (len(ref_times), len(times)) != (len(refs), len(new.frames)):
+        raise ValueError(f"{type(time).__name__}.times gave {len(ref_times)} times for {len(refs)} refs "
+                         f"and {len(times)} for {len(new.frames)} frames in flight; it gives each one")
+    return Group(tuple(range(first_slot, first_slot + len(times))), times, refs, ref_times)
 
 
 def make_plan(policy: CachePolicy, time: TimeMap, held: Sequence[Ref], new: Pass) -> Plan:
     """The plan of a pass against a store: one group. Pure: the same arguments give the same plan."""
-    refs = view(policy, held, new)
-    ref_times, times = time.times(refs, new)
-    return Plan((Group(tuple(range(len(new.frames))), times, refs, ref_times),), new.kind)
+    return Plan((_group(policy, time, held, new, 0),), new.kind)
 
 
 def whole_plan(policy: CachePolicy, time: TimeMap, chunks: Sequence[Chunk], noisy: int = 0) -> Plan:
@@ -163,17 +181,18 @@ def whole_plan(policy: CachePolicy, time: TimeMap, chunks: Sequence[Chunk], nois
 
     One COMMIT group for each clean chunk and one DENOISE group for each noisy one, with the views and times that a
     rollout over a store would have; refs point at the clean frames. With `noisy` 0 it is the block-causal pass, with
-    one copy or more teacher forcing (Self Forcing, arXiv 2506.08009, section 3).
+    one copy or more teacher forcing (Self Forcing, arXiv 2506.08009, section 3). Raises `ValueError` for chunks that do
+    not start at frame 0 and follow one another: slots of the pass are frame numbers.
     """
+    if not chunks or chunks[0].start or any(a.end != b.start for a, b in pairwise(chunks)):
+        raise ValueError(f"a whole plan needs chunks from frame 0 on, each starting where one ends; got {chunks}")
     total = chunks[-1].end
     groups: list[Group] = []
     held: tuple[Ref, ...] = ()
     for chunk in chunks:
         for copy in range(noisy + 1):
             new = Pass(Kind.DENOISE if copy else Kind.COMMIT, (chunk,))
-            refs = view(policy, held, new)
-            ref_times, times = time.times(refs, new)
-            groups.append(Group(tuple(copy * total + frame for frame in new.frames), times, refs, ref_times))
+            groups.append(_group(policy, time, held, new, copy * total + chunk.start))
         held = after_commit(policy, held, Pass(Kind.COMMIT, (chunk,)))
     return Plan(tuple(groups), inside=True)
 

@@ -236,8 +236,9 @@ class Store:
         if new.kind is Kind.COMMIT and history.undo and history.undo[0] == new.frames:
             return history.undo[1]
         raise ValueError(
-            f"{new.kind.value} of frames {new.frames.start}..{new.frames.stop - 1}: frames up to {history.book.end - 1} "
-            "are committed; a pass continues after them, or commits the last ones again before any other pass"
+            f"{new.kind.value} of frames {new.frames.start}..{new.frames.stop - 1}: frames up to "
+            f"{history.book.end - 1} are committed; a pass continues after them, or commits the last ones again before "
+            "any other pass"
         )
 
     def _check_static(self, book: _Book, group: Group, inv_freq: np.ndarray) -> None:

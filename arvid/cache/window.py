@@ -26,38 +26,39 @@ class Windowed(CachePolicy):
         if self.window is not None and self.window < 1:
             raise ValueError(f"window={self.window}: a window has at least 1 latent frame")
 
-    def recent(self, new: Pass, sinks: int) -> int:
-        """Recent frames the pass sees beside `sinks` sinks."""
+    def seen(self, held: Sequence[Ref], new: Pass, sinks: int) -> Sequence[Ref]:
+        """The first `sinks` frames of the video, and as many of the last as then fit into the window."""
         self.check(len(new.frames))
-        return self.given("window") - sinks - len(new.frames)
+        first = new.frames.start - (self.given("window") - sinks - len(new.frames))
+        near = [ref for ref in held if ref.frame < sinks or ref.frame >= first]
+        return [replace(ref, role="sink") if ref.frame < sinks else ref for ref in near]
 
     def given(self, name: str) -> int:
         """A field that must have a value by now. Raises `ValueError` where it is None."""
         if (value := getattr(self, name)) is None:
-            raise ValueError(f"{type(self).__name__}.{name} is None, which means the card's, and there is no card: give it a number")
+            where = f"{type(self).__name__}.{name}"
+            raise ValueError(f"{where} is None, which means the card's, and there is no card: give it a number")
         return value
 
     def check(self, in_flight: int) -> None:
         if self.window is not None and self.sinks + in_flight > self.window:
+            fewer = f" or sink <= {self.window - in_flight}" if 0 <= self.window - in_flight < self.sinks else ""
             raise ValueError(
                 f"sink={self.sinks} + {in_flight} frames in flight do not fit window={self.window}: "
-                f"use window >= {self.sinks + in_flight}" + (f" or sink <= {max(0, self.window - in_flight)}" if self.sinks else "")
+                f"use window >= {self.sinks + in_flight}{fewer}"
             )
 
     def capacity(self, chunk: int, in_flight: int) -> int | None:
         return None if self.window is None else self.window - chunk + in_flight
 
     def select(self, held: Sequence[Ref], new: Pass) -> Sequence[Ref]:
-        recent = self.recent(new, self.sinks)
-        sinks = [replace(ref, role="sink") for ref in held if ref.frame < self.sinks]
-        rest = [ref for ref in held if ref.frame >= self.sinks]
-        return [*sinks, *rest[len(rest) - min(recent, len(rest)) :]]
+        return self.seen(held, new, self.sinks)
 
 
 @CACHE.register("window")
 @dataclass(frozen=True)
 class Window(Windowed):
-    """The last `window` frames, those in flight included: Self Forcing's local attention (arXiv 2506.08009, section 3.4)."""
+    """The last `window` frames, those in flight included: Self Forcing's local attention (arXiv 2506.08009, 3.4)."""
 
 
 @CACHE.register("sink")
@@ -89,7 +90,5 @@ class Sink(Windowed):
         return bound if bound is None or self.sink_on_commit else bound + self.sinks
 
     def select(self, held: Sequence[Ref], new: Pass) -> Sequence[Ref]:
-        if self.sink_on_commit or new.kind is Kind.DENOISE:
-            return super().select(held, new)
-        recent = self.recent(new, 0)
-        return list(held)[len(held) - min(recent, len(held)) :]
+        shown = self.sink_on_commit or new.kind is Kind.DENOISE
+        return self.seen(held, new, self.sinks if shown else 0)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
+
+from arvid import __version__
 
 from . import generate
+
+__all__ = ["COMMANDS", "main", "parser"]
 
 COMMANDS = (generate,)
 
@@ -17,20 +23,31 @@ def parser() -> argparse.ArgumentParser:
         prog="arvid", description="Long video from short-horizon autoregressive video diffusion models.",
         epilog="`arvid COMMAND --help` explains a command.",
     )  # fmt: skip
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    top.add_argument("--version", action="version", version=f"arvid {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add(commands)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; errors that a user can mend are one message and exit status 2, an interruption is 130."""
+    """Run a command line. An error is one message and exit status 2, an interruption 130; a warning is one line.
+
+    Errors that no input explains (a TypeError, say) are bugs and keep their traceback.
+    """
     arguments = parser().parse_args(argv)
-    try:
-        return arguments.run(arguments)
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        print(f"arvid: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("arvid: interrupted", file=sys.stderr)
-        return 130
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return arguments.run(arguments)
+        # RuntimeError is PyTorch's (out of memory, no such device) and that of a video encoder which fails.
+        except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+            print(f"arvid: {str(error) or type(error).__name__}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("arvid: interrupted", file=sys.stderr)
+            return 130
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"arvid: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from arvid.pipeline import Progress
+
+__all__ = ["add", "run"]
 
 HELP = """\
 Make a video of PROMPT with a model's own settings, or with a preset's.
@@ -29,17 +37,24 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     p.add_argument("prompt", metavar="PROMPT", help="what the video shows")
-    p.add_argument("-o", "--output", default="arvid.mp4", help=".mp4, .gif, or .png for a contact sheet (default: %(default)s)")
-    p.add_argument("--preset", help="how to make it; without one, the model's own settings")
+    p.add_argument(
+        "-o", "--output", metavar="FILE", default="arvid.mp4",
+        help=".mp4, .gif, or .png for a contact sheet; replaces an older file (default: %(default)s)",
+    )  # fmt: skip
+    p.add_argument("--preset", metavar="NAME", help="a method by name; without one, the model's own settings")
     length = p.add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=float, help="length, rounded to whole chunks (default: the training clips')")
-    length.add_argument("--frames", type=int, help="length in latent frames, exact")
+    length.add_argument(
+        "--seconds", type=_seconds, help="length, rounded to whole chunks (default: that of the training clips)"
+    )
+    length.add_argument("--frames", type=_whole, help="length in latent frames, exact")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same video (default: 0)")
-    p.add_argument("--size", metavar="WIDTHxHEIGHT", help="pixels (default: the model's)")
-    p.add_argument("--scale", type=int, help="enlarge pixels by this whole factor (default: small videos to a visible size)")
+    p.add_argument("--size", metavar="WIDTHxHEIGHT", type=_size, help="pixels to generate (default: the model's)")
+    p.add_argument(
+        "--scale", type=_whole, help="enlarge every pixel by this factor in the file (default: until well visible)"
+    )
     p.add_argument("--model", metavar="FOLDER", help="weights (default: the bundled model)")
-    p.add_argument("--device", default="cpu", help="where to run (default: %(default)s)")
-    p.add_argument("--quiet", action="store_true", help="no progress")
+    p.add_argument("--device", default="cpu", help="where to run: cpu, cuda, cuda:1, ... (default: %(default)s)")
+    p.add_argument("--quiet", action="store_true", help="no progress, which is shown on a terminal only")
     p.set_defaults(run=run)
 
 
@@ -47,29 +62,57 @@ def run(arguments: argparse.Namespace) -> int:
     """Generate and save; the output path is checked before anything is loaded."""
     from arvid.video import check_output
 
-    width, height = _size(arguments.size)
     check_output(arguments.output)
-    from arvid.pipeline import Pipeline, Progress  # torch is slow to import: bad paths are refused without it
-
-    def show(p: Progress) -> None:
-        print(f"\r{p.done}/{p.total} frames, {p.fps:.1f} frames/s, {p.eta:.0f} s left ", end="", file=sys.stderr, flush=True)
+    from arvid.pipeline import Pipeline  # torch is slow to import: bad paths are refused without it
 
     pipe = Pipeline.load(arguments.preset, model=arguments.model, device=arguments.device)
-    video = pipe(
-        arguments.prompt, arguments.seconds, frames=arguments.frames, height=height, width=width, seed=arguments.seed,
-        progress=None if arguments.quiet else show,
-    )  # fmt: skip
-    if not arguments.quiet:
-        print(file=sys.stderr)
+    width, height = arguments.size or (None, None)
+    with _progress_line(arguments.quiet or not sys.stderr.isatty()) as show:
+        video = pipe(
+            arguments.prompt, arguments.seconds, frames=arguments.frames, height=height, width=width,
+            seed=arguments.seed, progress=show,
+        )  # fmt: skip
     path = video.save(arguments.output, arguments.scale)
     print(f"{path}: {len(video)} frames, {video.seconds:g} s")
     return 0
 
 
-def _size(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--size {text!r}: give WIDTHxHEIGHT in pixels, such as 832x480")
-    return int(parts[0]), int(parts[1])
+@contextmanager
+def _progress_line(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """What prints progress on one line of stderr; the line ends with the context, whatever ends that."""
+    shown = False
+
+    def show(p: Progress) -> None:
+        nonlocal shown
+        shown = True
+        line = f"{p.done}/{p.total} frames, {p.fps:.1f} frames/s, {p.eta:.0f} s left"
+        print(f"\r{line:<60}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield None if quiet else show
+    finally:
+        if shown:
+            print(file=sys.stderr)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, at least 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return seconds
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, by, height = text.lower().partition("x")
+    if not (by and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, such as 64x64")
+    return int(width), int(height)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """Shares over prompts, 0..1: names right, mean share of frames with an object (`presence`) and with the right one on
-    the right background (`good`), and how far unnamed traits of the last quarter are those of the first chunk."""
+    """Shares over prompts, 0..1: names right, frames with an object (`presence`), frames with the right one on the right
+    background (`good`), and how far unnamed traits of the last quarter are those of the first chunk (`..._kept`)."""
 
     prompts: int
     latent_frames: int

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from arvid.cache.base import Plan
+from arvid.cache.base import Group, Plan
 from arvid.cache.store import Store
-from arvid.positional.rotation import phase, rotate, space_angles, time_angles, token_angles
+from arvid.positional.rotation import Phase, phase, rotate, space_angles, time_angles, token_angles
 
 
 def attend(q_BNhd: Tensor, segments: Sequence[tuple[Tensor, Tensor]], bias: Tensor | None = None) -> Tensor:
@@ -66,15 +66,15 @@ class PlannedAttention:
         row = {key: i for i, key in enumerate(keys)}
         space = space_angles(grid, axes)
 
-        def to_phase(times: list[float]):
+        def to_phase(times: list[float]) -> Phase:
             made = phase(token_angles(time_angles(tuple(times), inv_freq), space), dtype)
-            return type(made)(*(t.to(device) for t in made))
+            return Phase(made.cos.to(device), made.sin.to(device))
 
         self.query_phase = to_phase([query_time[slot] for slot in slots])
         self.same_keys = [slot for slot, _ in keys] == slots
         self.key_phase = self.query_phase if self.same_keys else to_phase([t for _, t in keys])
         self.key_slots = torch.tensor([slot for slot, _ in keys], device=device)
-        alike: dict[tuple[int, int], list] = {}
+        alike: dict[tuple[int, int], list[Group]] = {}
         for g in plan.groups:
             alike.setdefault((len(g.queries), len(g.refs)), []).append(g)
         self.classes = [
@@ -87,15 +87,17 @@ class PlannedAttention:
             for groups in alike.values()
         ]
         order = torch.cat([queries.flatten() for queries, *_ in self.classes])
-        self.single = len(plan.groups) == 1 and order.tolist() == slots
+        if sorted(order.tolist()) != list(range(len(slots))):
+            raise ValueError("every frame of the pass must be a query of exactly one group of the plan")
+        self.single = len(plan.groups) == 1 and not plan.groups[0].refs and order.tolist() == slots
         self.back = torch.argsort(order)
 
     @staticmethod
-    def _keys(group) -> list[tuple[int, float]]:
+    def _keys(group: Group) -> list[tuple[int, float]]:
         return [*((ref.frame, t) for ref, t in zip(group.refs, group.ref_times, strict=True)),
                 *zip(group.queries, group.times, strict=True)]  # fmt: skip
 
-    def _bias(self, groups: list, dtype: torch.dtype, device: torch.device | str) -> Tensor | None:
+    def _bias(self, groups: list[Group], dtype: torch.dtype, device: torch.device | str) -> Tensor | None:
         rows = [[ref.bias for ref in g.refs] + [0.0] * len(g.queries) for g in groups]
         if not any(map(any, rows)):
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +19,9 @@ from .dit import CausalDiT, TextKV
 class CachedDenoiser:
     """A `CausalDiT` over a store, under one prompt: what `samplers.Denoiser` asks for. One video, or batch, each.
 
-    `size` is (height, width) in latent pixels, `pages` the frames to allocate at first. `rotated` None stores rotated keys
-    exactly where `rotary`, `time` and `policy` are all static.
+    `size` is (height, width) in latent pixels, `pages` the frames to allocate at first. `rotated` None stores rotated
+    keys exactly where `rotary`, `time` and `policy` are all static. Passes raise `ValueError` for latents of another
+    shape, and for frequencies that are not [planes] or [heads, planes].
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class CachedDenoiser:
     ) -> None:  # fmt: skip
         self.dit, self.text, self.policy, self.time, self.rotary = dit, text, policy, time, rotary
         self.train_horizon, self.horizon = train_horizon, horizon
+        self.batch, self.size = batch, tuple(size)
         static = rotary.static and time.static and policy.static
         weight = dit.patch_embedding.weight
         spec = dit.spec
@@ -47,12 +50,21 @@ class CachedDenoiser:
     @torch.no_grad()
     def _run(self, kind: Kind, x: Tensor, chunks: Sequence[Chunk], lane: int) -> Tensor:
         new = Pass(kind, tuple(chunks), lane)
-        context = RotaryContext(self.dit.spec.axes[0], self.dit.spec.num_heads, self.train_horizon, self.horizon, new.frames.stop)
+        if x.shape != (expected := (self.batch, len(new.frames), self.dit.spec.in_channels, *self.size)):
+            raise ValueError(f"latents have shape {tuple(x.shape)}; this pass needs {expected}")
         plan = make_plan(self.policy, self.time, self.store.before(new), new)
-        self.store.begin(new, plan, self.rotary.inv_freq(context))
+        self.store.begin(new, plan, self._inv_freq(new))
         levels = [chunk.sigma for chunk in chunks for _ in range(chunk.n)]
         sigma = torch.tensor(levels, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         velocity = self.dit(x, 1000 * sigma.expand(len(x), -1), self.text, self._mixer)
         if kind is Kind.COMMIT:
             self.store.end()
         return (x - sigma[:, None, None, None] * velocity).to(x.dtype)
+
+    def _inv_freq(self, new: Pass) -> np.ndarray:
+        dim, heads = self.dit.spec.axes[0], self.dit.spec.num_heads
+        freq = self.rotary.inv_freq(RotaryContext(dim, heads, self.train_horizon, self.horizon, new.frames.stop))
+        if freq.shape not in ((dim // 2,), (heads, dim // 2)):
+            raise ValueError(f"{type(self.rotary).__name__}.inv_freq has shape {freq.shape}; "
+                             f"allowed: ({dim // 2},) or ({heads}, {dim // 2})")
+        return freq

@@ -7,7 +7,7 @@ loading needs no map. Without a mixer it is the bidirectional model; with one, t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +142,8 @@ class CausalDiT(nn.Module):
             mixer = self.joint_mixer(frames, (height, width), x_BFCHW)
         if not isinstance(text, TextKV):
             text = self.prepare_text(text)
+        if len(text.layers[0][0]) != batch:
+            raise ValueError(f"text has {len(text.layers[0][0])} rows for {batch} rows of latents; give one each")
         x = self.patch_embedding(x_BFCHW.transpose(1, 2)).flatten(2).transpose(1, 2)
         wave = timestep_embedding(timestep, self.spec.freq_dim).to(x.dtype)
         time_BFD = self.time_embedding(wave if timestep.ndim == 2 else wave[:, None].expand(-1, frames, -1))
@@ -159,12 +161,16 @@ class CausalDiT(nn.Module):
         if text_BLD.ndim != 3 or text_BLD.shape[-1] != self.spec.text_dim:
             raise ValueError(f"text has shape {tuple(text_BLD.shape)}; expected [batch, tokens, {self.spec.text_dim}]")
         embedded = self.text_embedding(text_BLD)
-        return TextKV(tuple(block.cross_attn.keys_values(embedded) for block in self.blocks), bias)
+        blocks = cast("Sequence[Block]", self.blocks)
+        return TextKV(tuple(block.cross_attn.keys_values(embedded) for block in blocks), bias)
 
     def joint_mixer(self, frames: int, size: tuple[int, int], like: Tensor) -> PlannedAttention:
         """Bidirectional attention with plain RoPE over `frames` frames of `size` latent pixels."""
         context = RotaryContext(self.spec.axes[0], self.spec.num_heads)
-        return PlannedAttention(joint_plan(frames), Rope().inv_freq(context), self.grid(size), self.spec.axes, like.dtype, like.device)
+        inv_freq = Rope().inv_freq(context)
+        return PlannedAttention(
+            joint_plan(frames), inv_freq, self.grid(size), self.spec.axes, like.dtype, like.device
+        )
 
     def grid(self, size: Sequence[int]) -> tuple[int, int]:
         """(rows, columns) of tokens in a frame of `size` (height, width) latent pixels."""
@@ -176,7 +182,8 @@ class CausalDiT(nn.Module):
             raise ValueError(f"latents have shape {tuple(x.shape)}; expected [batch, frames, {self.spec.in_channels}, "
                              f"a multiple of {ph}, a multiple of {pw}]")
         if timestep.shape not in (x.shape[:1], x.shape[:2]):
-            raise ValueError(f"timestep has shape {tuple(timestep.shape)}; expected [{x.shape[0]}] or [{x.shape[0]}, {x.shape[1]}]")
+            raise ValueError(f"timestep has shape {tuple(timestep.shape)}; "
+                             f"expected [{x.shape[0]}] or [{x.shape[0]}, {x.shape[1]}]")
 
 
 def timestep_embedding(timestep: Tensor, dim: int) -> Tensor:

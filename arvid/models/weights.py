@@ -37,8 +37,8 @@ def load_card(folder: str | Path) -> Card:
     folder = Path(folder)
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise FileNotFoundError(
-            f"{folder} is not a folder of arvid weights: {', '.join(missing)} missing. `python -m arvid.training` makes "
-            f"one; published checkpoints (cards: {', '.join(sorted(CARDS))}) cannot be read yet"
+            f"{folder} is not a folder of arvid weights: {', '.join(missing)} missing. `python -m arvid.training` "
+            f"makes one; published checkpoints (cards: {', '.join(sorted(CARDS))}) cannot be read yet"
         )
     path = folder / "card.json"
     try:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from arvid.registry import Registry
 
-BASE = 10000.0  # of Wan's rotary ladders, on all three axes (arXiv 2503.20314); `rope(base=...)` changes the temporal one
+# Of Wan's rotary ladders, on all three axes (arXiv 2503.20314); `rope(base=...)` changes the temporal one.
+BASE = 10000.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from .base import BASE, ROTARY, Rotary, RotaryContext
 @ROTARY.register("rope")
 @dataclass(frozen=True)
 class Rope(Rotary):
-    """Plain rotary embedding: plane m of `dim` / 2 turns by base^(-2m / dim) a frame (RoFormer, arXiv 2104.09864, eq. 15)."""
+    """Plain rotary embedding: plane m turns by base^(-2m / dim) a frame (RoFormer, arXiv 2104.09864, eq. 15)."""
 
     base: float = BASE
 

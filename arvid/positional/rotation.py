@@ -28,16 +28,16 @@ def phase(angles: Tensor, dtype: torch.dtype) -> Phase:
 
 
 def space_angles(grid: tuple[int, int], axes: tuple[int, int, int]) -> Tensor:
-    """Angles of one frame's tokens over its `grid` of (rows, columns): float64 [rows * columns, planes of both axes]."""
+    """Angles of one frame's tokens, row by row over a `grid` of (rows, columns): float64 [tokens, planes of both]."""
     rows, columns = (torch.arange(n, dtype=torch.float64) for n in grid)
     h, w = (BASE ** (-torch.arange(0, d, 2, dtype=torch.float64) / d) for d in axes[1:])
-    shape = (*grid, -1)
-    return torch.cat(((rows[:, None, None] * h).expand(shape), (columns[None, :, None] * w).expand(shape)), -1).flatten(0, 1)
+    by_row, by_column = rows[:, None, None] * h, columns[None, :, None] * w
+    return torch.cat((by_row.expand(*grid, -1), by_column.expand(*grid, -1)), -1).flatten(0, 1)
 
 
 def time_angles(times: tuple[float, ...], inv_freq: np.ndarray) -> Tensor:
     """Angles of frames: float64 [F, 1 or heads, planes]."""
-    freq = torch.from_numpy(np.atleast_2d(inv_freq))
+    freq = torch.from_numpy(np.array(inv_freq, dtype=np.float64, ndmin=2))
     return torch.tensor(times, dtype=torch.float64)[:, None, None] * freq
 
 

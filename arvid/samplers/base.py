@@ -27,7 +27,10 @@ class Denoiser(Protocol):
 
 
 class NoiseSource(Protocol):
-    """Standard Gaussian noise [B, n, C, H, W] of a chunk's frames: the same whenever and in whatever order it is asked."""
+    """Standard Gaussian noise [B, n, C, H, W] of a chunk's frames, whenever and in whatever order it is asked.
+
+    `renoise` number k takes x0 from noise level k to level k + 1; `context` noises a chunk that is to be committed.
+    """
 
     def initial(self, chunk: Chunk) -> Tensor: ...
     def renoise(self, chunk: Chunk, step: int) -> Tensor: ...
@@ -55,8 +58,13 @@ class Sampler(ABC):
         return chunk
 
     @abstractmethod
-    def rollout(self, denoiser: Denoiser, noise: NoiseSource, chunks: Sequence[Chunk], state: Any = None) -> Iterator[Emit]:
-        """Generate `chunks` (their `sigma` is of no account) in order, continuing after the emission that gave `state`."""
+    def rollout(
+        self, denoiser: Denoiser, noise: NoiseSource, chunks: Sequence[Chunk], state: Any = None
+    ) -> Iterator[Emit]:
+        """Generate `chunks`, all of the video's, in order (their `sigma` is of no account).
+
+        `state` continues after the emission that gave it, with a denoiser whose history is what it was then.
+        """
 
 
 SAMPLER: Registry[Sampler] = Registry("sampler")

@@ -1,4 +1,4 @@
-"""Noise levels: sigma in [0, 1], timesteps 1000 sigma, and the shift that warps nominal steps (arXiv 2403.03206, eq. 23)."""
+"""Noise levels: sigma in [0, 1], timesteps 1000 sigma, and the shift that warps steps (arXiv 2403.03206, eq. 23)."""
 
 from __future__ import annotations
 

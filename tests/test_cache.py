@@ -1,0 +1,454 @@
+"""Policies, plans and the store: what is seen, what survives, and what no pass may change."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from dense import SPEC, KeyedNoise, cached, layout, randn, tiny_dit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from arvid.cache import CACHE, CachePolicy, Chunk, Full, Kind, Pass, Plan, Ref, Sink, Window, make_plan, view, whole_plan
+from arvid.cache.store import Store, StoreShape
+from arvid.models.attention import attend
+from arvid.positional import Absolute, TimeMap
+from arvid.positional.rotation import rotate
+from arvid.samplers import FewStep
+
+SHAPE = StoreShape(layers=2, batch=2, grid=(1, 2), heads=1, axes=(4, 2, 2))
+FREQ = np.array([1.0, 0.1])
+DENOISE, COMMIT = Kind.DENOISE, Kind.COMMIT
+
+
+@dataclass(frozen=True)
+class Case:
+    policy: Window | Sink
+    chunk: int
+    frames: int
+    rotated: bool
+
+    @property
+    def sink(self) -> int:
+        return (self.policy.sink or 0) if isinstance(self.policy, Sink) else 0
+
+    @property
+    def window(self) -> int:
+        assert self.policy.window is not None
+        return self.policy.window
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        return layout(self.frames, self.chunk)
+
+    def store(self) -> Store:
+        capacity = self.policy.capacity(self.chunk, self.chunk)
+        assert capacity is not None
+        return Store(SHAPE, self.policy, rotated=self.rotated, pages=capacity, dtype=torch.float64)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    chunk, sink = draw(st.integers(1, 4)), draw(st.integers(0, 5))
+    window = sink + chunk + draw(st.integers(0, 8))
+    policies = [Sink(window, sink), Sink(window, sink, sink_on_commit=False), Window(window)]
+    return Case(draw(st.sampled_from(policies)), chunk, draw(st.integers(1, 30)), draw(st.booleans()))
+
+
+def drawn(new: Pass, x: int, layer: int) -> list[Tensor]:
+    """q, k, v of a pass: a function of its frames and of `x`, which stands for the latents it is run on."""
+    seed = hash((new.frames.start, new.lane, new.branch, x, layer)) % 2**31
+    return [randn(2, len(new.frames) * 2, 1, 8, seed=seed + i) for i in range(3)]
+
+
+def run(store: Store, kind: Kind, chunk: Chunk, x: int = 0, time: TimeMap | None = None, lane: int = 0, branch: int = 0) -> Tensor:
+    """A whole pass: the attention output of every layer."""
+    new = Pass(kind, (chunk,), lane, branch)
+    plan = make_plan(store.policy, time or Absolute(), store.before(new), new)
+    store.begin(new, plan, FREQ)
+    out = []
+    for layer in range(SHAPE.layers):
+        q, k, v = drawn(new, x, layer)
+        out.append(attend(rotate(q, store.phase), [store.exchange(layer, k, v)], store.bias))
+    if kind is COMMIT:
+        store.end()
+    return torch.stack(out)
+
+
+def held(store: Store, lane: int = 0, branch: int = 0) -> list[int]:
+    return [ref.frame for ref in store.held(lane, branch)]
+
+
+def contents(store: Store, lane: int = 0, branch: int = 0) -> dict[tuple[int, int, str], bytes]:
+    return {
+        (frame, layer, name): part.contiguous().numpy().tobytes()
+        for frame in held(store, lane, branch)
+        for layer in range(SHAPE.layers)
+        for name, part in zip("kv", store.page(frame, layer, lane, branch), strict=True)
+    }
+
+
+def seen(plan: Plan) -> list[int]:
+    return sorted(ref.frame for ref in plan.groups[0].refs)
+
+
+def plans(policy: CachePolicy, chunks: Sequence[Chunk]) -> list[tuple[Chunk, Plan, Plan]]:
+    """The DENOISE and COMMIT plan of every chunk of a rollout."""
+    store, found = Store(SHAPE, policy, rotated=False), []
+    for chunk in chunks:
+        pair = [make_plan(policy, Absolute(), store.held(), Pass(kind, (chunk,))) for kind in (DENOISE, COMMIT)]
+        found.append((chunk, *pair))
+        run(store, COMMIT, chunk)
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_plans(case: Case) -> None:
+    for (chunk, *pair), again in zip(plans(case.policy, case.chunks), plans(case.policy, case.chunks), strict=True):
+        assert again == (chunk, *pair)
+        assert [hash(plan) for plan in again[1:]] == [hash(plan) for plan in pair]
+        for plan in pair:
+            frames = seen(plan)
+            assert len(set(frames)) == len(frames)
+            assert all(frame < chunk.start for frame in frames)
+            assert len(frames) + chunk.n <= case.window
+            assert plan.groups[0].times == tuple(range(chunk.start, chunk.end))
+            shows_sinks = case.sink > 0 and (plan.kind is DENOISE or case.policy != replace(
+                case.policy, **({"sink_on_commit": False} if isinstance(case.policy, Sink) else {"window": 0 or 1})
+            ))  # fmt: skip
+            sinks = case.sink if shows_sinks else 0
+            recent = [ref.frame for ref in plan.groups[0].refs if ref.role == "recent"]
+            assert [ref.frame for ref in plan.groups[0].refs if ref.role == "sink"] == list(range(min(sinks, chunk.start)))
+            assert recent == list(range(chunk.start - len(recent), chunk.start))
+            if chunk.start >= case.window and chunk.n == case.chunk:
+                assert len(recent) == case.window - sinks - chunk.n
+            elif chunk.n == case.chunk:
+                assert len(recent) == min(max(0, chunk.start - sinks), case.window - sinks - chunk.n)
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases())
+def test_denoising_changes_nothing_and_commits_repeat(case: Case) -> None:
+    store, other, fresh = case.store(), case.store(), case.store()
+    other_lane = case.chunks[0]
+    run(store, COMMIT, other_lane, x=5, lane=1)
+    run(store, COMMIT, other_lane, x=6, branch=1)
+    aside = contents(store, lane=1), contents(store, branch=1)
+    for chunk in case.chunks:
+        before = contents(store)
+        first = run(store, DENOISE, chunk, x=1)
+        assert torch.equal(run(store, DENOISE, chunk, x=1), first)
+        run(store, DENOISE, chunk, x=2)  # an attempt that is given up
+        assert contents(store) == before
+        assert torch.equal(run(store, DENOISE, chunk, x=1), first)
+        assert torch.equal(first, run(other, DENOISE, chunk, x=1))
+
+        once = run(store, COMMIT, chunk, x=3)
+        after = contents(store)
+        assert torch.equal(run(store, COMMIT, chunk, x=3), once)
+        assert contents(store) == after
+        assert torch.equal(run(other, COMMIT, chunk, x=4), run(other, COMMIT, chunk, x=4))
+        assert torch.equal(run(other, COMMIT, chunk, x=3), once)  # the last commit counts
+        assert contents(other) == after
+        assert torch.equal(run(fresh, COMMIT, chunk, x=3), once)
+        assert contents(fresh) == after
+        assert held(store) == held(other) == held(fresh)
+        unchanged = {key: value for key, value in before.items() if key in after}
+        assert unchanged == {key: value for key, value in after.items() if key[0] < chunk.start}
+        assert held(store)[: case.sink] == list(range(min(case.sink, chunk.end)))
+    assert (contents(store, lane=1), contents(store, branch=1)) == aside
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases())
+def test_memory_is_bounded(case: Case) -> None:
+    store, used = case.store(), []
+    capacity = case.policy.capacity(case.chunk, case.chunk)
+    assert capacity is not None
+    for chunk in case.chunks:
+        for _ in range(2):
+            run(store, DENOISE, chunk)
+        used.append(store.live_bytes)
+        run(store, COMMIT, chunk)
+        assert store.pages() == capacity
+        assert len(held(store)) <= capacity - case.chunk
+    full = [size for chunk, size in zip(case.chunks, used, strict=True) if chunk.n == case.chunk and chunk.start >= case.window]
+    assert len(set(full)) <= 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(cases())
+def test_equals_full_while_it_fits(case: Case) -> None:
+    store, full = case.store(), Store(SHAPE, Full(), rotated=case.rotated, dtype=torch.float64)
+    for chunk in case.chunks:
+        if chunk.end > case.window:
+            break
+        for kind in (DENOISE, COMMIT):
+            assert (run(store, kind, chunk) - run(full, kind, chunk)).abs().max() < 1e-12
+        assert held(store) == held(full) or chunk.end + chunk.n > case.window
+
+
+@settings(max_examples=20, deadline=None)
+@given(cases(), st.randoms())
+def test_lanes_and_branches_do_not_meet(case: Case, random) -> None:
+    """Histories advance in any interleaving and come out as each alone."""
+    chunks = case.chunks[:5]
+    store, order = case.store(), [key for key in ((0, 0), (1, 0), (0, 1)) for _ in chunks]
+    random.shuffle(order)
+    alone = {key: case.store() for key in set(order)}
+    done: Counter[tuple[int, int]] = Counter()
+    for key in order:
+        chunk = chunks[done[key]]
+        for kind in (DENOISE, COMMIT):
+            expected = run(alone[key], kind, chunk, lane=key[0], branch=key[1])
+            assert torch.equal(run(store, kind, chunk, lane=key[0], branch=key[1]), expected)
+        done[key] += 1
+        assert all(contents(store, *k) == contents(alone[k], *k) for k in alone if done[k])
+
+
+def test_listing_of_window_12_sink_3() -> None:
+    visible = {c.index: sorted({*seen(p), *range(c.start, c.end)}) for c, p, _ in plans(Sink(12, 3), layout(21, 3))}
+    assert visible[3] == [*range(12)]
+    assert visible[4] == [*range(3), *range(6, 15)]
+    assert visible[5] == [*range(3), *range(9, 18)]
+    assert visible[6] == [*range(3), *range(12, 21)]
+
+
+def test_a_window_that_is_no_multiple_of_the_chunk() -> None:
+    assert [seen(p) for _, p, _ in plans(Window(7), layout(12, 3))] == [[], [0, 1, 2], [2, 3, 4, 5], [5, 6, 7, 8]]
+
+
+def test_a_commit_without_sinks_sees_recent_frames_only() -> None:
+    """Also where the last chunk is shorter and more would fit: a sink is never taken for a recent frame."""
+    policy = Sink(6, 2, sink_on_commit=False)
+    (*_, before, last) = plans(policy, layout(11, 3))
+    assert (seen(before[1]), seen(before[2])) == ([0, 1, 5], [3, 4, 5])
+    assert (seen(last[1]), seen(last[2])) == ([0, 1, 7, 8], [6, 7, 8])
+
+
+def test_a_joint_window_counts_every_frame_in_flight() -> None:
+    """Rolling Forcing: 15 frames in flight at DENOISE, 3 at COMMIT, window 21."""
+    policy = Sink(21, 3, sink_on_commit=False)
+    past = [Ref(frame) for frame in range(30)]
+    five = tuple(Chunk(30 + 3 * i, 3, 0.2 * i) for i in range(5))
+    assert [ref.frame for ref in view(policy, past, Pass(DENOISE, five))] == [0, 1, 2, 27, 28, 29]
+    assert [ref.frame for ref in view(policy, past, Pass(COMMIT, five[:1]))] == [*range(12, 30)]
+    assert policy.capacity(3, 15) == 3 + 18 + 15
+
+
+def test_live_bytes_of_a_long_window_stay_what_they_were() -> None:
+    for rotated in (True, False):
+        store, sizes = Store(SHAPE, Window(6), rotated=rotated, pages=6), []
+        for chunk in layout(24, 2):
+            run_float32(store, chunk)
+            sizes.append(store.live_bytes)
+        frame = 2 * 2 * 2 * 8 * 4  # layers, batch, tokens, channels, bytes
+        assert set(sizes[3:]) == {6 * frame * (2 if rotated else 3)}
+
+
+def run_float32(store: Store, chunk: Chunk) -> None:
+    for kind in (DENOISE, COMMIT):
+        new = Pass(kind, (chunk,))
+        store.begin(new, make_plan(store.policy, Absolute(), store.before(new), new), FREQ)
+        for layer in range(SHAPE.layers):
+            store.exchange(layer, *(x.float() for x in drawn(new, 0, layer)[1:]))
+    store.end()
+
+
+def test_a_store_that_grows_keeps_what_it_holds() -> None:
+    small, large = (Store(SHAPE, Full(), rotated=False, pages=pages, dtype=torch.float64) for pages in (0, 20))
+    for chunk in layout(20, 3):
+        for kind in (DENOISE, COMMIT):
+            assert torch.equal(run(small, kind, chunk), run(large, kind, chunk))
+        assert contents(small) == contents(large)
+    assert held(small) == list(range(20))
+    assert (small.pages(), large.pages(), small.pages(lane=3)) == (small.pages(), 20, 0)
+    small.reset()
+    assert (held(small), small.live_bytes, small.pages()) == ([], 0, 0)
+
+
+@pytest.mark.parametrize("policy", [Window(5), Sink(5, 1), Full()], ids=str)
+def test_passes_out_of_order_are_refused(policy: CachePolicy) -> None:
+    chunks = layout(12, 2)
+    store = Store(SHAPE, policy, rotated=False, dtype=torch.float64)
+    for chunk in chunks[:3]:
+        run(store, COMMIT, chunk)
+    before = contents(store)
+    for kind, chunk in ((COMMIT, chunks[0]), (COMMIT, chunks[1]), (DENOISE, chunks[2]), (COMMIT, Chunk(5, 2)), (COMMIT, Chunk(4, 1))):
+        with pytest.raises(ValueError, match="frames up to 5 are committed"):
+            run(store, kind, chunk)
+    assert contents(store) == before
+    run(store, COMMIT, chunks[2])  # refusals do not spoil the repeated commit,
+    run(store, DENOISE, chunks[3])
+    with pytest.raises(ValueError, match="frames up to 5 are committed"):
+        run(store, COMMIT, chunks[2])  # but another pass does
+
+
+@dataclass(frozen=True)
+class First(CachePolicy):
+    """The first frame alone."""
+
+    def select(self, held: Sequence[Ref], new: Pass) -> Sequence[Ref]:
+        return held[:1]
+
+
+def test_evicted_frames_are_still_committed_ones() -> None:
+    store = Store(SHAPE, First(), rotated=False, dtype=torch.float64)
+    for chunk in layout(6, 2):
+        run(store, COMMIT, chunk)
+    assert held(store) == [0]
+    run(store, DENOISE, Chunk(6, 2))
+    with pytest.raises(ValueError, match="frames up to 5 are committed"):
+        run(store, COMMIT, Chunk(4, 2))
+
+
+@dataclass(frozen=True)
+class Fading(CachePolicy):
+    """Frames 1, 2, 4, 8, ... back: detail near, gist far."""
+
+    def select(self, held: Sequence[Ref], new: Pass) -> Sequence[Ref]:
+        return [ref for ref in held if (back := new.frames.start - ref.frame) & (back - 1) == 0]
+
+    def keep(self, held: Sequence[Ref], new: Pass) -> set[int]:
+        return {ref.frame for ref in held}
+
+
+def test_a_policy_of_a_few_lines_runs() -> None:
+    CACHE.register("fading_of_the_tests")(Fading)
+    policy = CACHE.build("fading_of_the_tests")
+    store = Store(SHAPE, policy, rotated=False, dtype=torch.float64)
+    full = Store(SHAPE, Full(), rotated=False, dtype=torch.float64)
+    for chunk in layout(20, 2):
+        plan = make_plan(policy, Absolute(), store.held(), Pass(DENOISE, (chunk,)))
+        assert seen(plan) == sorted(chunk.start - 2**i for i in range(5) if 2**i <= chunk.start)
+        same = (run(store, DENOISE, chunk) - run(full, DENOISE, chunk)).abs().max() < 1e-12
+        assert same == (chunk.start <= 2)
+        for s in (store, full):
+            run(s, COMMIT, chunk)
+
+
+@dataclass(frozen=True)
+class Stray(CachePolicy):
+    """Chooses a frame of the future."""
+
+    def select(self, held: Sequence[Ref], new: Pass) -> Sequence[Ref]:
+        return [Ref(new.frames.start)]
+
+
+def test_a_policy_that_chooses_what_is_not_held_is_named() -> None:
+    with pytest.raises(ValueError, match=r"Stray.select chose frames \[4\], which are not held \(held: \[0, 1\]\)"):
+        view(Stray(), [Ref(0), Ref(1), Ref(4)], Pass(DENOISE, (Chunk(4, 2),)))
+
+
+def test_a_time_map_that_forgets_frames_is_named() -> None:
+    class Short(TimeMap):
+        def times(self, refs: Sequence[Ref], new: Pass) -> tuple[tuple[float, ...], tuple[float, ...]]:
+            return (), (0.0,)
+
+    with pytest.raises(ValueError, match="Short.times gave 0 times for 2 refs and 1 for 2 frames"):
+        make_plan(Full(), Short(), [Ref(0), Ref(1)], Pass(DENOISE, (Chunk(2, 2),)))
+
+
+def test_a_time_map_that_moves_frames_needs_raw_keys() -> None:
+    class Ranked(TimeMap):
+        def times(self, refs: Sequence[Ref], new: Pass) -> tuple[tuple[float, ...], tuple[float, ...]]:
+            n = len(refs)
+            return tuple(map(float, range(n))), tuple(float(n + i) for i in range(len(new.frames)))
+
+    raw, plain, stiff = (Store(SHAPE, Window(4), rotated=r, dtype=torch.float64) for r in (False, False, True))
+    for chunk in layout(12, 2):
+        # a window without sinks at ranks is the same window at its own times, moved
+        assert (run(raw, DENOISE, chunk, time=Ranked()) - run(plain, DENOISE, chunk)).abs().max() < 1e-12
+        run(raw, COMMIT, chunk, time=Ranked())
+        run(plain, COMMIT, chunk)
+    run(stiff, COMMIT, Chunk(0, 2), time=Ranked())
+    run(stiff, COMMIT, Chunk(2, 2), time=Ranked())
+    with pytest.raises(ValueError, match=r"frame 2 was committed at time 2 and is now seen at 0"):
+        run(stiff, DENOISE, Chunk(4, 2), time=Ranked())
+
+
+def test_misuse_of_the_store_is_named() -> None:
+    store = Store(SHAPE, Window(4), rotated=False, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"call begin\(\) first"):
+        store.end()
+    run(store, DENOISE, Chunk(0, 2))
+    with pytest.raises(ValueError, match="DENOISE has nothing to finish"):
+        store.end()
+    with pytest.raises(ValueError, match="run whole-sequence plans with PlannedAttention"):
+        store.begin(Pass(DENOISE, (Chunk(0, 2),)), whole_plan(Window(4), Absolute(), layout(2, 2)), FREQ)
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (lambda: Window(0), "window=0"),
+        (lambda: Window(-3), "window=-3"),
+        (lambda: Sink(6, -1), "sink=-1"),
+        (lambda: Sink(4, 4), r"sink=4 \+ 1 frames in flight do not fit window=4.*window >= 5 or sink <= 3"),
+        (lambda: Sink(6, 4).check(3), r"sink=4 \+ 3 frames.*window >= 7 or sink <= 3"),
+        (lambda: Window(2).check(3), r"do not fit window=2: use window >= 3$"),
+        (lambda: plans(Sink(6, 4), layout(9, 3)), "do not fit"),
+        (lambda: plans(Window(), layout(2, 2)), "Window.window is None.*give it a number"),
+        (lambda: plans(Sink(6), layout(2, 2)), "Sink.sink is None.*give it a number"),
+        (lambda: Chunk(-1, 2), "start=-1"),
+        (lambda: Chunk(0, 0), "n=0"),
+        (lambda: Pass(DENOISE, ()), "a pass needs chunks"),
+        (lambda: Pass(DENOISE, (Chunk(0, 2), Chunk(3, 2))), "a pass needs chunks"),
+        (lambda: whole_plan(Full(), Absolute(), [Chunk(1, 2)]), "from frame 0 on"),
+        (lambda: whole_plan(Full(), Absolute(), [Chunk(0, 2), Chunk(3, 2)]), "from frame 0 on"),
+        (lambda: whole_plan(Full(), Absolute(), []), "from frame 0 on"),
+    ],
+)
+def test_bad_values_raise(build, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        build()
+
+
+def test_policies_round_trip_through_the_registry() -> None:
+    for policy in (Full(), Window(9), Sink(12, 3), Sink(12, 3, sink_on_commit=False), Window(), Sink()):
+        assert CACHE.build(CACHE.spec(policy)) == policy
+        assert dataclasses.replace(policy) == policy
+
+
+class Ops(TorchDispatchMode):
+    """Counts the operations that reach the backend."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+def test_a_pass_never_waits_for_the_device_and_work_does_not_grow(rotated: bool) -> None:
+    dit, policy = tiny_dit(), Sink(6, 1)
+    denoiser = cached(dit, randn(1, 5, SPEC.text_dim), policy, rotated=rotated, pages=6)
+    store, x = denoiser.store, randn(1, 2, SPEC.in_channels, 4, 6)
+    level = torch.full((1, 2), 500.0)
+    for chunk in layout(8, 2):
+        for kind in (DENOISE, DENOISE, COMMIT):
+            new = Pass(kind, (chunk,))
+            store.begin(new, make_plan(policy, Absolute(), store.before(new), new), denoiser._inv_freq(new))
+            with Ops() as ops:
+                dit(x, level, denoiser.text, denoiser._mixer)
+            waits = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "unique", "masked_select"}
+            assert not waits & set(ops.seen)
+            if kind is COMMIT:
+                store.end()
+    sampler, chunks, counts = FewStep((1000, 500), 5.0, 0), layout(20, 2), []
+    rollout = sampler.rollout(cached(dit, randn(1, 5, SPEC.text_dim), policy, rotated=rotated, pages=6), KeyedNoise(), chunks)
+    for _ in chunks:
+        with Ops() as ops:
+            next(rollout)
+        counts.append(ops.seen.total())
+    assert len(set(counts[6:])) == 1
+    assert max(counts) < 1.2 * counts[-1]

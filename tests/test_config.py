@@ -1,0 +1,181 @@
+"""Configurations: plain values and back, what a card fills in, what does not fit, presets."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_model import CARD, random_parts
+
+from arvid import Pipeline, PipelineConfig, preset
+from arvid.cache import Full, Sink, Window
+from arvid.config import REGISTRIES
+from arvid.models.specs import CARDS, card
+from arvid.noise import IID
+from arvid.noise.base import APPLY_TO
+from arvid.positional import Absolute, Rope
+from arvid.presets import warn_if_foreign
+from arvid.samplers import FewStep
+
+STEPS = st.lists(st.integers(1, 1000), min_size=1, max_size=5, unique=True).map(lambda s: tuple(sorted(s)[::-1]))
+MAYBE = {
+    "rotary": st.builds(Rope, base=st.floats(1.5, 1e6)),
+    "time": st.builds(Absolute),
+    "noise": st.builds(IID, apply_to=st.sampled_from(APPLY_TO)),
+    "cache": st.one_of(
+        st.builds(Full),
+        st.builds(Window, window=st.none() | st.integers(50, 99)),
+        st.builds(
+            Sink, window=st.none() | st.integers(50, 99), sink=st.none() | st.integers(0, 9),
+            sink_on_commit=st.booleans(),
+        ),
+    ),
+    "sampler": st.builds(
+        FewStep, steps=st.none() | STEPS, shift=st.none() | st.floats(0.1, 20),
+        context_noise=st.none() | st.floats(0, 1000), context_renoise=st.booleans(),
+    ),
+    "chunk": st.integers(1, 30),
+}  # fmt: skip
+CONFIGS = st.fixed_dictionaries({}, optional=MAYBE).map(lambda given: PipelineConfig(**given))
+
+
+def is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    return all(map(is_plain, value)) if isinstance(value, list) else isinstance(value, (bool, int, float, str))
+
+
+@given(CONFIGS)
+def test_plain_values_and_back(config: PipelineConfig) -> None:
+    plain = config.to_dict()
+    again = PipelineConfig.from_dict(plain)
+    assert is_plain(plain)
+    assert again == config
+    assert hash(again) == hash(config)
+    assert again.to_dict() == plain
+
+
+@pytest.mark.parametrize("key", REGISTRIES)
+def test_every_registered_strategy_makes_the_round_trip_by_its_name(key: str) -> None:
+    for name in REGISTRIES[key][0].names():
+        config = PipelineConfig(**{key: name})
+        assert config.to_dict() == {key: {"name": name}}
+        assert PipelineConfig.from_dict(config.to_dict()) == config
+
+
+@given(CONFIGS)
+def test_resolving_fills_everything_and_once_is_enough(config: PipelineConfig) -> None:
+    full = config.resolve(replace(CARD, window=90, sink=5))
+    assert full.resolve() == full.resolve(CARD) == full
+    for key in MAYBE:
+        assert getattr(full, key) is not None
+        if getattr(config, key) is not None:
+            assert type(getattr(full, key)) is type(getattr(config, key))
+
+
+def test_replace_takes_a_name_a_dict_or_an_instance() -> None:
+    config = PipelineConfig(chunk=3)
+    spec = {"name": "sink", "window": 12, "sink": 3}
+    assert config.replace(cache=spec) == config.replace(cache=Sink(12, 3)) == PipelineConfig(cache=Sink(12, 3), chunk=3)
+    assert config.replace(cache="full").cache == Full()
+    assert config.replace(cache="full").replace(cache=None) == config
+    assert config == PipelineConfig(chunk=3)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: PipelineConfig().replace(cash="full"), r"no key 'cash'; did you mean 'cache'\? \(keys: rotary, time"),
+    (lambda: PipelineConfig.from_dict({"sampeler": "few_step"}), "did you mean 'sampler'"),
+    (lambda: PipelineConfig.from_dict({3: "few_step"}), "no key 3"),
+    (lambda: PipelineConfig(cache="windw"), "no cache strategy is called 'windw'; did you mean 'window'"),
+    (lambda: PipelineConfig(cache={"name": "window", "windows": 3}), "no field 'windows'; did you mean 'window'"),
+    (lambda: PipelineConfig(cache={"window": 3}), "needs a name"),
+    (lambda: PipelineConfig(cache={"name": "window", "window": "3"}), "wants .*int.* got '3'"),
+    (lambda: PipelineConfig(cache={"name": "window", "window": 0}), "window=0"),
+    (lambda: PipelineConfig(cache=Window), "Window is a class: give an instance"),  # pyright: ignore[reportArgumentType]
+    (lambda: PipelineConfig(cache=Rope()), "no registered cache strategy"),  # pyright: ignore[reportArgumentType]
+    (lambda: PipelineConfig(chunk=0), "chunk=0"),
+    (lambda: PipelineConfig(chunk=True), "chunk=True"),
+    (lambda: PipelineConfig(chunk=3.0), "chunk=3.0"),  # pyright: ignore[reportArgumentType]
+    (lambda: preset("self_forcng"), r"no preset is called 'self_forcng'; did you mean 'self_forcing'\? \(presets: "),
+])  # fmt: skip
+def test_mistakes_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# What a card fills in
+
+
+def test_a_card_fills_in_its_settings() -> None:
+    sampler = FewStep((1000, 500), 3.0, 0.0)
+    assert PipelineConfig().resolve(CARD) == PipelineConfig(Rope(), Absolute(), IID(), Window(6), sampler, 2)
+    with_sink = PipelineConfig().resolve(replace(CARD, sink=2))
+    assert with_sink.cache == Sink(6, 2)
+    mixed = PipelineConfig(cache=Sink(sink=1), sampler=FewStep(steps=(900,)), chunk=4).resolve(CARD)
+    assert (mixed.cache, mixed.sampler, mixed.chunk) == (Sink(6, 1), FewStep((900,), 3.0, 0.0), 4)
+
+
+def test_without_a_card_all_that_is_missing_is_named() -> None:
+    with pytest.raises(ValueError, match=r"cache, sampler, chunk: .* there is no card"):
+        PipelineConfig().resolve()
+    with pytest.raises(ValueError, match=r"chunk, cache\.window, sampler\.shift, sampler\.context_noise: "):
+        PipelineConfig(cache=Window(), sampler=FewStep((500,))).resolve()
+    given_all = PipelineConfig(cache=Window(6), sampler=FewStep((500,), 1.0, 0.0), chunk=1).resolve()
+    assert (given_all.rotary, given_all.time, given_all.noise) == (Rope(), Absolute(), IID())
+
+
+# What does not fit
+
+
+@given(st.integers(1, 12), st.integers(0, 11), st.integers(1, 6))
+def test_a_window_too_small_for_its_sink_and_chunk_raises_when_built(window: int, sink: int, chunk: int) -> None:
+    def build() -> PipelineConfig:
+        return PipelineConfig(cache={"name": "sink", "window": window, "sink": sink}, sampler=FewStep((500,), 1.0, 0.0),
+                              chunk=chunk)  # fmt: skip
+
+    if sink + chunk <= window:
+        assert build().resolve() == build().resolve(CARD)
+    else:
+        with pytest.raises(ValueError, match=f"sink={sink} .*window={window}: use window >="):
+            build()
+
+
+def test_what_only_a_card_makes_impossible_raises_when_resolved() -> None:
+    config = PipelineConfig(cache=Sink(sink=5))
+    with pytest.raises(ValueError, match=r"Sink\(.*FewStep\(.*chunk=2 do not fit each other: .*window=6"):
+        config.resolve(CARD)
+    assert config.resolve(replace(CARD, window=7))
+
+
+# Presets
+
+
+def test_self_forcing_is_what_its_paper_and_card_say_and_leaves_nothing_open() -> None:
+    config, own = preset("self_forcing"), card("self_forcing")
+    sampler = FewStep((1000, 750, 500, 250), shift=5.0, context_noise=0.0)
+    assert config == PipelineConfig(Rope(), Absolute(), IID(), Window(21), sampler, 3)
+    assert config == PipelineConfig().resolve(own)
+    assert config.resolve(CARD) == config.resolve() == config
+
+
+def test_a_student_preset_on_other_weights_names_what_differs() -> None:
+    with pytest.warns(UserWarning, match="'self_forcing' belongs to other weights than 'random'") as caught:
+        pipe = Pipeline.from_parts(random_parts().dit, "self_forcing", card=CARD)
+    (warning,) = caught
+    assert warning.filename == __file__
+    for part in ("chunk 3 (the weights': 2)", "window 21 (the weights': 6)", "shift 5.0 (the weights': 3.0)"):
+        assert part in str(warning.message)
+    assert "sink" not in str(warning.message)
+    assert pipe.config == preset("self_forcing")
+
+
+def test_no_warning_where_nothing_differs() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for own in CARDS.values():
+            warn_if_foreign("self_forcing", own)
+        Pipeline.from_parts(random_parts().dit, preset("self_forcing"), card=CARD)

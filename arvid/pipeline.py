@@ -170,10 +170,8 @@ class Pipeline:
         prompts = _prompts(prompt)
         rows = seeds(seed, len(prompts))
         total = self._length(seconds, frames)
-        sides = {"height": self.card.size[0] if height is None else height,
-                 "width": self.card.size[1] if width is None else width}  # fmt: skip
-        _whole(**sides)
-        size = check_size(**sides, space_stride=self.vae.spec.space_stride, patch=self.dit.spec.patch)
+        sides = self._sides(height, width)
+        size = check_size(*sides, space_stride=self.vae.spec.space_stride, patch=self.dit.spec.patch)
         return self._pieces(self.vae, self.card.fps, self._rollout(self.text.encode(prompts), total, size, rows),
                             pixel_frames(total, self.vae.spec.time_stride), progress)  # fmt: skip
 
@@ -191,12 +189,12 @@ class Pipeline:
             yield videos
 
     def latents(
-        self, text: Tensor | None = None, prompt: str | Sequence[str] | None = None, *, frames: int | None = None,
-        size: tuple[int, int] | None = None, seed: Seed = 0,
+        self, text: Tensor | None = None, prompt: str | Sequence[str] | None = None, frames: int | None = None,
+        height: int | None = None, width: int | None = None, seed: Seed = 0,
     ) -> Tensor:  # fmt: skip
         """Normalised latents [B, F, C, H, W] of `frames` latent frames, not decoded.
 
-        Of a prompt or of embeddings `text` [B, L, D], exactly one; `size` is (height, width) in latent pixels. What is
+        Of a prompt or of embeddings `text` [B, L, D], exactly one; `height` and `width` are *latent* pixels. What is
         not given is the card's. Raises as `stream`.
         """
         if (text is None) == (prompt is None):
@@ -207,13 +205,8 @@ class Pipeline:
             text = self.text.encode(_prompts(prompt))
         if text.ndim != 3 or 0 in text.shape:
             raise ValueError(f"text has shape {tuple(text.shape)}; it is [B, L, D], nothing empty")
-        if size is None:
-            if self.card is None:
-                raise ValueError("size is None, which means the card's, and there is no card: give latent pixels")
-            stride = self.card.vae.space_stride
-            size = self.card.size[0] // stride, self.card.size[1] // stride
-        _whole(height=size[0], width=size[1])
-        size = check_size(*size, space_stride=1, patch=self.dit.spec.patch)
+        sides = self._sides(height, width, self.card.vae.space_stride if self.card else 1)
+        size = check_size(*sides, space_stride=1, patch=self.dit.spec.patch)
         emits = self._rollout(text, self._length(None, frames), size, seeds(seed, len(text)))
         return torch.cat([emit.x0 for emit in emits], 1)
 
@@ -234,6 +227,15 @@ class Pipeline:
         for emit in config.sampler.rollout(denoiser, noise, chunks):
             _finite(emit.x0, emit.chunk, "latents")
             yield emit
+
+    def _sides(self, height: int | None, width: int | None, stride: int = 1) -> tuple[int, int]:
+        """Height and width as given, or the card's pixels over `stride`."""
+        own = [side // stride for side in self.card.size] if self.card else [None, None]
+        sides = [side if side is not None else default for side, default in zip((height, width), own, strict=True)]
+        if sides[0] is None or sides[1] is None:
+            raise ValueError(f"height={height}, width={width}: None means the card's, and there is no card: give both")
+        _whole(height=sides[0], width=sides[1])
+        return sides[0], sides[1]
 
     def _length(self, seconds: float | None, frames: int | None) -> int:
         """Latent frames of a request."""

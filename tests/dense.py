@@ -1,4 +1,4 @@
-"""A network small enough for float64, and an oracle of attention that shares no code with arvid: key by key, in words."""
+"""A network small enough for float64, and an oracle of attention that shares no code with arvid: frame by frame."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> None:
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():
-            scale = 1 / math.sqrt(p[0].numel()) if p.ndim > 1 and "modulation" not in name and "table" not in name else 0.3
-            p.copy_((torch.randn(p.shape, generator=rng) * scale + ("norm" in name and name.endswith("weight"))).to(p))
+            scale = 1 / math.sqrt(p[0].numel()) if p.ndim > 1 and "modulation" not in name else 0.3
+            p.copy_(torch.randn(p.shape, generator=rng) * scale + ("norm" in name and name.endswith("weight")))
 
 
 def tiny_dit(spec: DiTSpec = SPEC, dtype: torch.dtype = torch.float64, seed: int = 0) -> CausalDiT:
@@ -79,10 +79,11 @@ View = tuple[float, list[Key]]  # the query frame's time, and the keys it sees
 
 def turn(x_BNhd: Tensor, time: float, grid: tuple[int, int], axes: tuple[int, int, int]) -> Tensor:
     """One frame's queries or keys turned as complex numbers."""
-    planes = [10000.0 ** (-torch.arange(0, d, 2, dtype=torch.float64) / d) for d in axes]
-    angles = [torch.cat((time * planes[0], y * planes[1], x * planes[2])) for y in range(grid[0]) for x in range(grid[1])]
-    by = torch.polar(torch.ones(()).double(), torch.stack(angles))[:, None]
-    return torch.view_as_real(torch.view_as_complex(x_BNhd.double().unflatten(-1, (-1, 2)).contiguous()) * by).flatten(-2)
+    t, y, x = (10000.0 ** (-torch.arange(0, d, 2, dtype=torch.float64) / d) for d in axes)
+    places = [(row, column) for row in range(grid[0]) for column in range(grid[1])]
+    angles = torch.stack([torch.cat((time * t, row * y, column * x)) for row, column in places])
+    planes = torch.view_as_complex(x_BNhd.double().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(planes * torch.polar(torch.ones_like(angles), angles)[:, None]).flatten(-2)
 
 
 @dataclass
@@ -125,7 +126,7 @@ class Oracle:
     def _run(self, kind: Kind, x: Tensor, chunks: Sequence[Chunk]) -> tuple[Tensor, list[float], list[View]]:
         (chunk,) = chunks
         own: list[Key] = [(frame, float(frame), 0.0) for frame in range(chunk.start, chunk.end)]
-        views = [*self.views, *((float(frame), [*self.rule(chunk, kind), *own]) for frame in range(chunk.start, chunk.end))]
+        views = [*self.views, *((time, [*self.rule(chunk, kind), *own]) for _, time, _ in own)]
         levels = [*self.levels, *[chunk.sigma] * chunk.n]
         timestep = 1000 * torch.tensor(levels, dtype=x.dtype).expand(len(x), -1)
         mixer = Explicit(views, self.dit.grid(self.size), self.dit.spec.axes)

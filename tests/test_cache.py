@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,7 +14,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from arvid.cache import CACHE, CachePolicy, Chunk, Full, Kind, Pass, Plan, Ref, Sink, Window, make_plan, view, whole_plan
+from arvid.cache import (
+    CACHE,
+    CachePolicy,
+    Chunk,
+    Full,
+    Kind,
+    Pass,
+    Plan,
+    Ref,
+    Sink,
+    Window,
+    make_plan,
+    view,
+    whole_plan,
+)
 from arvid.cache.store import Store, StoreShape
 from arvid.models.attention import attend
 from arvid.positional import Absolute, TimeMap
@@ -36,6 +50,11 @@ class Case:
     @property
     def sink(self) -> int:
         return (self.policy.sink or 0) if isinstance(self.policy, Sink) else 0
+
+    def sinks(self, kind: Kind) -> int:
+        """The sinks that a pass of this kind is shown."""
+        hidden = kind is COMMIT and isinstance(self.policy, Sink) and not self.policy.sink_on_commit
+        return 0 if hidden else self.sink
 
     @property
     def window(self) -> int:
@@ -66,7 +85,9 @@ def drawn(new: Pass, x: int, layer: int) -> list[Tensor]:
     return [randn(2, len(new.frames) * 2, 1, 8, seed=seed + i) for i in range(3)]
 
 
-def run(store: Store, kind: Kind, chunk: Chunk, x: int = 0, time: TimeMap | None = None, lane: int = 0, branch: int = 0) -> Tensor:
+def run(
+    store: Store, kind: Kind, chunk: Chunk, x: int = 0, time: TimeMap | None = None, lane: int = 0, branch: int = 0
+) -> Tensor:
     """A whole pass: the attention output of every layer."""
     new = Pass(kind, (chunk,), lane, branch)
     plan = make_plan(store.policy, time or Absolute(), store.before(new), new)
@@ -99,7 +120,7 @@ def seen(plan: Plan) -> list[int]:
 
 def plans(policy: CachePolicy, chunks: Sequence[Chunk]) -> list[tuple[Chunk, Plan, Plan]]:
     """The DENOISE and COMMIT plan of every chunk of a rollout."""
-    store, found = Store(SHAPE, policy, rotated=False), []
+    store, found = Store(SHAPE, policy, rotated=False, dtype=torch.float64), []
     for chunk in chunks:
         pair = [make_plan(policy, Absolute(), store.held(), Pass(kind, (chunk,))) for kind in (DENOISE, COMMIT)]
         found.append((chunk, *pair))
@@ -107,7 +128,7 @@ def plans(policy: CachePolicy, chunks: Sequence[Chunk]) -> list[tuple[Chunk, Pla
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(cases())
 def test_plans(case: Case) -> None:
     for (chunk, *pair), again in zip(plans(case.policy, case.chunks), plans(case.policy, case.chunks), strict=True):
@@ -119,26 +140,21 @@ def test_plans(case: Case) -> None:
             assert all(frame < chunk.start for frame in frames)
             assert len(frames) + chunk.n <= case.window
             assert plan.groups[0].times == tuple(range(chunk.start, chunk.end))
-            shows_sinks = case.sink > 0 and (plan.kind is DENOISE or case.policy != replace(
-                case.policy, **({"sink_on_commit": False} if isinstance(case.policy, Sink) else {"window": 0 or 1})
-            ))  # fmt: skip
-            sinks = case.sink if shows_sinks else 0
-            recent = [ref.frame for ref in plan.groups[0].refs if ref.role == "recent"]
-            assert [ref.frame for ref in plan.groups[0].refs if ref.role == "sink"] == list(range(min(sinks, chunk.start)))
+            sinks = case.sinks(plan.kind)
+            refs = plan.groups[0].refs
+            sink, recent = ([ref.frame for ref in refs if ref.role == role] for role in ("sink", "recent"))
+            assert sink == list(range(min(sinks, chunk.start)))
             assert recent == list(range(chunk.start - len(recent), chunk.start))
-            if chunk.start >= case.window and chunk.n == case.chunk:
-                assert len(recent) == case.window - sinks - chunk.n
-            elif chunk.n == case.chunk:
+            if chunk.n == case.chunk:
                 assert len(recent) == min(max(0, chunk.start - sinks), case.window - sinks - chunk.n)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(cases())
 def test_denoising_changes_nothing_and_commits_repeat(case: Case) -> None:
     store, other, fresh = case.store(), case.store(), case.store()
-    other_lane = case.chunks[0]
-    run(store, COMMIT, other_lane, x=5, lane=1)
-    run(store, COMMIT, other_lane, x=6, branch=1)
+    run(store, COMMIT, case.chunks[0], x=5, lane=1)
+    run(store, COMMIT, case.chunks[0], x=6, branch=1)
     aside = contents(store, lane=1), contents(store, branch=1)
     for chunk in case.chunks:
         before = contents(store)
@@ -165,7 +181,7 @@ def test_denoising_changes_nothing_and_commits_repeat(case: Case) -> None:
     assert (contents(store, lane=1), contents(store, branch=1)) == aside
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(cases())
 def test_memory_is_bounded(case: Case) -> None:
     store, used = case.store(), []
@@ -177,12 +193,12 @@ def test_memory_is_bounded(case: Case) -> None:
         used.append(store.live_bytes)
         run(store, COMMIT, chunk)
         assert store.pages() == capacity
-        assert len(held(store)) <= capacity - case.chunk
-    full = [size for chunk, size in zip(case.chunks, used, strict=True) if chunk.n == case.chunk and chunk.start >= case.window]
-    assert len(set(full)) <= 1
+        assert len(held(store)) + chunk.n <= capacity
+    steady = [c.n == case.chunk and c.start >= case.window for c in case.chunks]
+    assert len({size for size, late in zip(used, steady, strict=True) if late}) <= 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(cases())
 def test_equals_full_while_it_fits(case: Case) -> None:
     store, full = case.store(), Store(SHAPE, Full(), rotated=case.rotated, dtype=torch.float64)
@@ -194,7 +210,7 @@ def test_equals_full_while_it_fits(case: Case) -> None:
         assert held(store) == held(full) or chunk.end + chunk.n > case.window
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(cases(), st.randoms())
 def test_lanes_and_branches_do_not_meet(case: Case, random) -> None:
     """Histories advance in any interleaving and come out as each alone."""
@@ -280,7 +296,8 @@ def test_passes_out_of_order_are_refused(policy: CachePolicy) -> None:
     for chunk in chunks[:3]:
         run(store, COMMIT, chunk)
     before = contents(store)
-    for kind, chunk in ((COMMIT, chunks[0]), (COMMIT, chunks[1]), (DENOISE, chunks[2]), (COMMIT, Chunk(5, 2)), (COMMIT, Chunk(4, 1))):
+    refused = [(COMMIT, chunks[0]), (COMMIT, Chunk(5, 2)), (COMMIT, Chunk(4, 1)), (DENOISE, chunks[2])]
+    for kind, chunk in refused:
         with pytest.raises(ValueError, match="frames up to 5 are committed"):
             run(store, kind, chunk)
     assert contents(store) == before
@@ -351,7 +368,7 @@ def test_a_time_map_that_forgets_frames_is_named() -> None:
         def times(self, refs: Sequence[Ref], new: Pass) -> tuple[tuple[float, ...], tuple[float, ...]]:
             return (), (0.0,)
 
-    with pytest.raises(ValueError, match="Short.times gave 0 times for 2 refs and 1 for 2 frames"):
+    with pytest.raises(ValueError, match=r"Short.times gave 0 times for 2 refs and 1 for 2 frames"):
         make_plan(Full(), Short(), [Ref(0), Ref(1)], Pass(DENOISE, (Chunk(2, 2),)))
 
 
@@ -380,7 +397,7 @@ def test_misuse_of_the_store_is_named() -> None:
     run(store, DENOISE, Chunk(0, 2))
     with pytest.raises(ValueError, match="DENOISE has nothing to finish"):
         store.end()
-    with pytest.raises(ValueError, match="run whole-sequence plans with PlannedAttention"):
+    with pytest.raises(ValueError, match=r"run whole-sequence plans with PlannedAttention"):
         store.begin(Pass(DENOISE, (Chunk(0, 2),)), whole_plan(Window(4), Absolute(), layout(2, 2)), FREQ)
 
 
@@ -430,8 +447,8 @@ class Ops(TorchDispatchMode):
 
 @pytest.mark.parametrize("rotated", [True, False])
 def test_a_pass_never_waits_for_the_device_and_work_does_not_grow(rotated: bool) -> None:
-    dit, policy = tiny_dit(), Sink(6, 1)
-    denoiser = cached(dit, randn(1, 5, SPEC.text_dim), policy, rotated=rotated, pages=6)
+    dit, policy, text = tiny_dit(), Sink(8, 2), randn(1, 5, SPEC.text_dim)
+    denoiser = cached(dit, text, policy, rotated=rotated, pages=8)
     store, x = denoiser.store, randn(1, 2, SPEC.in_channels, 4, 6)
     level = torch.full((1, 2), 500.0)
     for chunk in layout(8, 2):
@@ -444,11 +461,10 @@ def test_a_pass_never_waits_for_the_device_and_work_does_not_grow(rotated: bool)
             assert not waits & set(ops.seen)
             if kind is COMMIT:
                 store.end()
-    sampler, chunks, counts = FewStep((1000, 500), 5.0, 0), layout(20, 2), []
-    rollout = sampler.rollout(cached(dit, randn(1, 5, SPEC.text_dim), policy, rotated=rotated, pages=6), KeyedNoise(), chunks)
+    sampler, chunks, counts = FewStep((1000, 500), 5.0, 0), layout(28, 2), []
+    rollout = sampler.rollout(cached(dit, text, policy, rotated=rotated, pages=8), KeyedNoise(), chunks)
     for _ in chunks:
         with Ops() as ops:
             next(rollout)
         counts.append(ops.seen.total())
-    assert len(set(counts[6:])) == 1
-    assert max(counts) < 1.2 * counts[-1]
+    assert max(counts[4:]) < 1.02 * min(counts[4:])  # an index where another chunk has a slice: an operation more

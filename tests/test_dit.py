@@ -45,8 +45,8 @@ def test_golden_bidirectional() -> None:
         c = json.loads(file.metadata()["config"])
     tensors = load_file(GOLDEN)
     dit = CausalDiT(DiTSpec(
-        c["dim"], c["ffn_dim"], c["num_heads"], c["num_layers"], c["in_dim"], c["out_dim"], c["text_dim"], c["text_len"],
-        c["freq_dim"],
+        c["dim"], c["ffn_dim"], c["num_heads"], c["num_layers"], c["in_dim"], c["out_dim"], c["text_dim"],
+        c["text_len"], c["freq_dim"],
     ))  # fmt: skip
     dit.load_state_dict({name[8:]: value for name, value in tensors.items() if name.startswith("weights.")})
     frames = tensors["out"].shape[1]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from random_model import CARD, RED, random_parts
+from safetensors.torch import load_file, save_file
 
 from arvid import Pipeline
 from arvid.models.specs import CARDS, Card

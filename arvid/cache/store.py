@@ -104,6 +104,7 @@ class Store:
         self._buffers: dict[str, Tensor] = {}
         self._pass: _Current | None = None
         self._static_freq: np.ndarray | None = None
+        self._last_phase: tuple[tuple, Phase] | None = None
         self._space_phase = self._put_phase("space", self._space[:, None])
 
     @property
@@ -177,7 +178,7 @@ class Store:
             new_at=self._index("new", [pages.index(page) for page in scratch]),
             old_at=self._index("old", old),
             old_pages=self._index("old pages", [pages[i] for i in old]),
-            phase=self._put_phase("token", token_angles(time_angles(group.times, inv_freq), self._space)),
+            phase=self._token_phase(group.times, inv_freq),
             old_phase=self._put_phase("time", time_angles(tuple(times[i] for i in old), inv_freq).unsqueeze(1)),
             bias=self._put_bias(bias),
         )  # fmt: skip
@@ -294,6 +295,14 @@ class Store:
         if list(indices) == list(range(first, first + len(indices))):
             return slice(first, first + len(indices))
         return self._put(name, torch.tensor(indices))
+
+    def _token_phase(self, times: tuple[float, ...], inv_freq: np.ndarray) -> Phase:
+        """Of the frames in flight; made once for all passes of a chunk, for angles of all its tokens take a while."""
+        key = times, inv_freq.tobytes()
+        if self._last_phase is None or self._last_phase[0] != key:
+            angles = token_angles(time_angles(times, inv_freq), self._space)
+            self._last_phase = key, self._put_phase("token", angles)
+        return self._last_phase[1]
 
     def _put_phase(self, name: str, angles: Tensor) -> Phase:
         value = phase(angles, self.dtype)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """Shares over prompts, 0..1: names right, frames with an object (`presence`), frames with the right one on the right
-    background (`good`), and how far unnamed traits of the last quarter are those of the first chunk (`..._kept`)."""
+    """Shares over prompts, 0..1: names right, frames with an object (`presence`), frames with the right object on the
+    right background (`good`), and how far unnamed traits of the last quarter are the first chunk's (`..._kept`)."""
 
     prompts: int
     latent_frames: int

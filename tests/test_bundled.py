@@ -1,0 +1,71 @@
+"""The model inside the package: it loads, it is small, and its videos show what their prompts say."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import arvid
+from arvid.evaluation.report import Report, evaluate
+from arvid.models.weights import BUNDLED, FILES
+from arvid.training.bundled import CARD
+from arvid.training.clips import held_out_captions
+from arvid.training.grammar import parse
+
+FLOORS = {"background": 0.9, "colour": 0.8, "presence": 0.75}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> arvid.Pipeline:
+    return arvid.Pipeline.load()
+
+
+def check(report: Report) -> None:
+    missed = {name: getattr(report, name) for name, floor in FLOORS.items() if getattr(report, name) < floor}
+    assert not missed, f"below the floors {FLOORS}: {missed}\n{report.table()}"
+
+
+def test_the_folder_is_complete_small_and_has_a_model_card():
+    sizes = {name: (BUNDLED / name).stat().st_size for name in (*FILES, "MODEL_CARD.md")}
+    assert sum(sizes.values()) < 20e6, sizes
+
+
+def test_its_card_says_how_it_was_trained(pipe):
+    told = json.loads((BUNDLED / "card.json").read_text())
+    assert told["name"] == CARD.name
+    for key in ("chunk", "window", "sink", "shift", "context_noise", "train_horizon", "fps"):
+        assert told[key] == getattr(CARD, key), key
+    assert pipe.card.dit == CARD.dit
+    config = pipe.config
+    assert (config.chunk, config.cache.window, config.sampler.steps) == (CARD.chunk, CARD.window, CARD.steps)
+
+
+def test_five_seconds_are_81_frames_and_the_same_seed_the_same_bytes(pipe):
+    prompt = "a red ball bounces around on a navy background"
+    a, b, c = (pipe(prompt, seconds=5, seed=seed) for seed in (0, 0, 1))
+    assert a.frames.shape == (81, 64, 64, 3)
+    assert a.fps == 16
+    assert np.array_equal(a.frames, b.frames)
+    assert not np.array_equal(a.frames, c.frames)
+
+
+def test_its_tokenizer_and_grammar_agree_with_the_clips(pipe):
+    for caption in held_out_captions():
+        ids, mask = pipe.text.tokenize([caption])
+        assert pipe.text.tokenizer.unk_id() not in ids[mask.bool()].tolist()
+        assert str(parse(caption)) == caption
+    with pytest.raises(ValueError, match="'dragon'"):
+        pipe("a red dragon bounces around on a navy background", seconds=1)
+
+
+def test_held_out_prompts_are_shown(pipe):
+    report, _ = evaluate(pipe, held_out_captions()[:12], frames=21)
+    check(report)
+
+
+@pytest.mark.slow
+def test_all_held_out_prompts_are_shown(pipe):
+    report, _ = evaluate(pipe, held_out_captions(), frames=21)
+    check(report)

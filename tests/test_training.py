@@ -13,7 +13,8 @@ from torch import nn
 
 from arvid import Pipeline
 from arvid.training import bundled
-from arvid.training.data import Clips, moments
+from arvid.training.blocks import fit_blocks, to_blocks
+from arvid.training.data import Clips, moments, training_clips
 from arvid.training.diffusion import Batch, Network, Trainer
 from arvid.training.loop import Recipe, train
 from arvid.training.vae import clip_batch
@@ -73,9 +74,46 @@ def test_the_rate_warms_up_holds_and_falls_to_zero():
 
 
 def test_crops_hold_the_object():
-    video = clip_batch(np.random.default_rng(0), 8, 5, crop=True)
+    video = clip_batch(np.random.default_rng(0), 8, 5, crop=8)
     assert video.shape == (8, 3, 5, 32, 32)
     assert bool((video.flatten(2).amax(2) - video.flatten(2).amin(2)).amax(1).gt(0.4).all())  # none is flat background
+
+
+def some_clips(count: int = 12) -> torch.Tensor:
+    return torch.stack([video for *_, video in training_clips(count, seed=1)])
+
+
+def test_block_latents_are_white_over_the_clips_they_were_fitted_to():
+    video = some_clips()
+    latents = fit_blocks(video, channels=8, time=4, space=8).encode(video)
+    assert latents.shape == (12, 21, 8, 8, 8)
+    rows = latents.movedim(2, -1).flatten(0, 3)
+    torch.testing.assert_close(rows.T @ rows / len(rows), torch.eye(8), atol=1e-3, rtol=0)
+
+
+def test_block_latents_are_the_best_linear_code_of_their_size():
+    video = some_clips()
+    blocks = to_blocks(video, 4, 8)
+    total = (blocks - blocks.flatten(0, 3).mean(0)).square().sum()
+    left = []
+    for channels in (2, 8, 32):
+        code = fit_blocks(video, channels, 4, 8)
+        back = code.encode(video).movedim(2, -1) @ torch.linalg.pinv(code.components).T + code.mean
+        left.append(float((back - blocks).square().sum() / total))
+    singular = torch.linalg.svdvals((blocks - blocks.flatten(0, 3).mean(0)).flatten(0, 3).double()).square()
+    best = [float(singular[n:].sum() / singular.sum()) for n in (2, 8, 32)]
+    assert left == pytest.approx(best, rel=1e-3)
+
+
+def test_a_latent_frame_is_its_own_pixel_frames_and_the_first_stands_alone():
+    video = some_clips(2)
+    code = fit_blocks(video, 8, 4, 8)
+    whole = code.encode(video)
+    torch.testing.assert_close(code.encode(video[:, :, :41]), whole[:, :11])
+    touched = video.clone()
+    touched[:, :, 5:9] += 0.5  # latent frame 2
+    moved = (code.encode(touched) - whole).abs().amax((0, 2, 3, 4)) > 1e-4
+    assert moved.tolist() == [i == 2 for i in range(21)]
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +181,11 @@ def test_batches_only_mix_clips_that_fit_the_layout():
 
 
 def test_one_command_makes_a_model_that_loads(tmp_path, monkeypatch):
-    monkeypatch.setattr(bundled, "VAE_CROPS", Recipe(steps=1, rate=1e-3, batch=4))
-    monkeypatch.setattr(bundled, "VAE_WHOLE", Recipe(steps=2, rate=1e-3, batch=4))
+    monkeypatch.setattr(bundled, "VAE_RECIPE", Recipe(steps=4, rate=1e-3, batch=4))
+    monkeypatch.setattr(bundled, "CODE_CLIPS", 3)
     monkeypatch.setattr(bundled, "FLOW_RECIPE", Recipe(steps=2, rate=1e-3, batch=2))
     monkeypatch.setattr(bundled, "CONSISTENCY_RECIPE", Recipe(steps=1, rate=1e-3, batch=2))
-    monkeypatch.setattr(bundled, "CLIPS", 50)
+    monkeypatch.setattr(bundled, "CLIPS", 30)
     card = bundled.run(tmp_path / "work", tmp_path / "model")
     assert json.loads((tmp_path / "model" / "card.json").read_text())["name"] == "tiny"
     pipe = Pipeline.load(model=tmp_path / "model")

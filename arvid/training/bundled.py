@@ -16,8 +16,9 @@ from arvid.models.specs import Card, DiTSpec, TextSpec, VAESpec
 from arvid.models.text import BUNDLED_GRAMMAR, BUNDLED_TOKENIZER, TextEncoder, build_umt5, load_tokenizer
 from arvid.models.vae import WanVAE
 from arvid.models.weights import Parts, save_parts
+from arvid.training.blocks import BlockCode, fit_blocks
 from arvid.training.clips import CLIP_FRAMES, FPS, SIZE
-from arvid.training.data import Clips, encode_clips, moments
+from arvid.training.data import Clips, encode_clips, moments, training_clips
 from arvid.training.diffusion import Network, Trainer, initialise, train_consistency, train_flow
 from arvid.training.loop import Recipe
 from arvid.training.vae import train_vae
@@ -39,12 +40,11 @@ CARD = Card(
     source="trained from scratch by arvid.training; see MODEL_CARD.md",
 )  # fmt: skip
 
-VAE_CROPS = Recipe(steps=900, rate=2e-3, batch=8, decay=0.0)
-VAE_WHOLE = Recipe(steps=750, rate=1e-3, batch=8, warmup=40, decay=1.0)
-CLIPS = 500
-FLOW_RECIPE = Recipe(steps=1500, rate=2e-3, batch=6, ema=0.995)
+CODE_CLIPS, CLIPS = 100, 1500
+VAE_RECIPE = Recipe(steps=1200, rate=2e-3, batch=8, warmup=40, decay=0.9)
+FLOW_RECIPE = Recipe(steps=900, rate=2e-3, batch=6, decay=0.5)
 MUON = 0.02
-CONSISTENCY_RECIPE = Recipe(steps=250, rate=3e-4, batch=6, ema=0.95, decay=0.3)
+CONSISTENCY_RECIPE = Recipe(steps=200, rate=3e-4, batch=6, ema=0.95, decay=0.3)
 GUIDANCE, POINTS = 2.0, 16
 
 
@@ -57,10 +57,17 @@ def new_network() -> Network:
     return Network(dit, text)
 
 
+def block_code() -> BlockCode:
+    """The latents: principal components of the blocks of some training clips."""
+    videos = torch.stack([video for *_, video in training_clips(CODE_CLIPS, seed=1)])
+    return fit_blocks(videos, VAE.z_dim, VAE.time_stride, VAE.space_stride)
+
+
 def run(folder: Path, target: Path) -> Card:
     """Everything in order, checkpoints in `folder`, the model in `target`; continues where it was interrupted."""
-    vae = train_vae(VAE, VAE_CROPS, VAE_WHOLE, folder)
-    clips = encode_clips(vae, CLIPS, folder / "clips")
+    code = block_code()
+    vae = train_vae(VAE, code, VAE_RECIPE, folder)
+    clips = encode_clips(code, CLIPS)
     mean, std = moments(clips.latents)
     trainer = Trainer(clips, mean, std, CARD.chunk, CARD.window, CARD.shift)
     teacher = train_flow(new_network(), trainer, FLOW_RECIPE, folder, MUON)

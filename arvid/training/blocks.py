@@ -1,0 +1,48 @@
+"""The latents of the bundled model: principal components of blocks of pixels, which its VAE learns to read and write.
+
+A block is what one latent pixel stands for: `stride` pixels along height and width, and the pixel frames of one latent
+frame (the first frame, alone, counts as often as a whole group has frames). Left to itself a small VAE trained for
+minutes wrote all it knew into two of its eight channels, where a diffusion model cannot learn colours; components are
+linear in the pixels, decorrelated, and known before any training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_blocks(video_BCTHW: Tensor, time: int, space: int) -> Tensor:
+    """Blocks [B, F, h, w, time * space * space * C] of T = 1 + (F - 1) * time frames."""
+    x = torch.cat((video_BCTHW[:, :, :1].expand(-1, -1, time - 1, -1, -1), video_BCTHW), 2)
+    x = x.unflatten(4, (-1, space)).unflatten(3, (-1, space)).unflatten(2, (-1, time))
+    return x.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4)
+
+
+@dataclass(frozen=True)
+class BlockCode:
+    """Components [C, block], each to give unit variance over training clips, and the mean block."""
+
+    components: Tensor
+    mean: Tensor
+    time: int
+    space: int
+
+    def encode(self, video_BCTHW: Tensor) -> Tensor:
+        """Latents [B, F, C, h, w] of pixels in [-1, 1]."""
+        return ((to_blocks(video_BCTHW, self.time, self.space) - self.mean) @ self.components.T).movedim(-1, 2)
+
+
+def fit_blocks(video_BCTHW: Tensor, channels: int, time: int, space: int) -> BlockCode:
+    """The first `channels` principal components of a clip's blocks."""
+    blocks = to_blocks(video_BCTHW, time, space).flatten(0, 3)
+    mean = blocks.mean(0)
+    centred = (blocks - mean).double()
+    variance, vectors = np.linalg.eigh((centred.T @ centred / len(centred)).numpy())
+    top = np.argsort(variance)[::-1][:channels]
+    # An eigenvector's sign is arbitrary: make its largest entry positive, so that machines agree.
+    vectors = vectors[:, top] * np.sign(vectors[np.abs(vectors[:, top]).argmax(0), top])
+    return BlockCode(torch.from_numpy(vectors / np.sqrt(variance[top])).T.float().contiguous(), mean, time, space)

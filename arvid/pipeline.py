@@ -97,8 +97,11 @@ class Pipeline:
         or None for the weights' own settings.
 
         Warns when a student preset runs on other weights than its own. Raises `ValueError` for a device that cannot be
-        used and for a configuration that does not fit, before weights are read, and as `load_parts`.
+        used and for a configuration that does not fit, `TypeError` for a `dtype` that is not floating point, before
+        weights are read, and as `load_parts`.
         """
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype={dtype!r}: give a floating point type, such as torch.float32 or torch.bfloat16")
         folder = BUNDLED if model is None else model
         device = _usable(device)
         card = load_card(folder)
@@ -152,9 +155,10 @@ class Pipeline:
 
         Length is `seconds`, rounded to whole chunks, or exactly `frames` latent frames; neither: the training clips'.
         `height` and `width` are pixels (None: the card's). `seed` is an int, the same noise for every row, or one a
-        row. Memory does not grow with the length. `progress` is called after every chunk. Closing the iterator frees
-        all. Bad input raises `ValueError` or `TypeError` here, before the first pass; values that are not finite raise
-        `FloatingPointError` in place of their chunk.
+        row. Memory does not grow with the length, unless the cache policy keeps ever more. `progress` is called after
+        every chunk. Closing the iterator frees all. Bad input raises `ValueError` or `TypeError` here, before the first
+        pass; values that are not finite raise `FloatingPointError` in place of their chunk, and a sampler that leaves
+        frames out `ValueError`.
         """
         pieces = self._begin(prompt, seconds, frames, height, width, seed, progress)
         return (row[0] for row in pieces) if isinstance(prompt, str) else pieces
@@ -203,6 +207,9 @@ class Pipeline:
             if self.text is None:
                 raise ValueError("a prompt needs a text encoder, which this pipeline lacks: give text=[B, L, D]")
             text = self.text.encode(_prompts(prompt))
+        if not isinstance(text, Tensor) or not text.is_floating_point():
+            kind = text.dtype if isinstance(text, Tensor) else type(text).__name__
+            raise TypeError(f"text must be a floating point tensor [B, L, D], got {kind}")
         if text.ndim != 3 or 0 in text.shape:
             raise ValueError(f"text has shape {tuple(text.shape)}; it is [B, L, D], nothing empty")
         sides = self._sides(height, width, self.card.vae.space_stride if self.card else 1)
@@ -224,9 +231,16 @@ class Pipeline:
         noise = KeyedNoise(config.noise, rows, (spec.in_channels, *size), weight)
         _, layout = chunk_layout(total, config.chunk)
         chunks = [Chunk(start, n, index=i) for i, (start, n) in enumerate(layout)]
+        done = 0
         for emit in config.sampler.rollout(denoiser, noise, chunks):
+            if emit.chunk.start != done or emit.x0.shape[1] != emit.chunk.n:
+                raise ValueError(f"{config.sampler} emitted {emit.x0.shape[1]} frames as {emit.chunk}; "
+                                 f"next is a chunk from frame {done} on, with all its frames")
             _finite(emit.x0, emit.chunk, "latents")
+            done = emit.chunk.end
             yield emit
+        if done != total:
+            raise ValueError(f"{config.sampler} stopped after {done} of {total} latent frames; it must emit all")
 
     def _sides(self, height: int | None, width: int | None, stride: int = 1) -> tuple[int, int]:
         """Height and width as given, or the card's pixels over `stride`."""
@@ -252,7 +266,8 @@ class Pipeline:
             frames = self.card.train_horizon
         _whole(frames=frames)
         if frames > MOST_FRAMES:
-            raise ValueError(f"{frames} latent frames: a video has at most {MOST_FRAMES}")
+            asked = f"{frames} latent frames" if seconds is None else f"seconds={seconds}"
+            raise ValueError(f"{asked}: a video has at most {MOST_FRAMES} latent frames")
         return frames
 
 

@@ -15,7 +15,9 @@ METHODS: dict[str, PipelineConfig] = {}
 
 
 def preset(name: str) -> PipelineConfig:
-    """A configuration by name. Raises `ValueError` with the closest names."""
+    """A configuration by name. Raises `ValueError` with the closest names, `TypeError` for what is no string."""
+    if not isinstance(name, str):
+        raise TypeError(f"a preset is given by its name, got {name!r}")
     if name in STUDENTS:
         return PipelineConfig().resolve(card(name))
     if name in METHODS:

@@ -119,7 +119,7 @@ class Registry(Generic[T]):
             raise ValueError(f"{where}: put @dataclass(frozen=True) on the class, below the register decorator")
         # A dataclass without a docstring is given its own signature as one.
         if not cls.__doc__ or cls.__doc__.startswith(f"{cls.__name__}("):
-            raise ValueError(f"{where}: give the class a docstring; `arvid list` and `arvid show` print it")
+            raise ValueError(f"{where}: give the class a docstring that says what it does")
         if "name" in cls.__dataclass_fields__:
             raise ValueError(f"{where}: a field cannot be called 'name', which is the strategy's name in a spec")
         for other_name, other in self._classes.items():

@@ -193,7 +193,8 @@ def _write_gif(video: Video, path: Path, factor: int) -> None:
     # A gif counts hundredths of a second: round the times of the frames rather than one duration, so nothing drifts.
     ticks = np.round(np.arange(len(video) + 1) * 100 / video.fps)
     milliseconds = (10 * np.diff(ticks)).astype(int).tolist()
-    iio.imwrite(path, list(_enlarged(video, factor)), duration=milliseconds, loop=0)
+    duration = milliseconds if len(video) > 1 else milliseconds[0]  # Pillow takes no list for a single frame
+    iio.imwrite(path, list(_enlarged(video, factor)), duration=duration, loop=0)
 
 
 def _write_png(video: Video, path: Path, factor: int) -> None:

@@ -467,3 +467,20 @@ def test_a_pass_never_waits_for_the_device_and_work_does_not_grow(rotated: bool)
             next(rollout)
         counts.append(ops.seen.total())
     assert max(counts[4:]) < 1.02 * min(counts[4:])  # an index where another chunk has a slice: an operation more
+
+
+@pytest.mark.parametrize("value", ["9", 9.5, True, float("nan")])
+def test_a_window_is_a_whole_number(value):
+    for build in (Window, lambda n: Sink(window=12, sink=n)):
+        with pytest.raises(ValueError, match="give a whole number of latent frames"):
+            build(value)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_times_are_finite(wrong):
+    class Wrong(TimeMap):
+        def times(self, refs, new):
+            return (0.0,) * len(refs), (wrong,) * len(new.frames)
+
+    with pytest.raises(ValueError, match="times must be finite"):
+        make_plan(Full(), Wrong(), (), Pass(Kind.DENOISE, (Chunk(0, 3),)))

@@ -47,7 +47,7 @@ def run(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 ])  # fmt: skip
 def test_a_prompt_becomes_a_file(run: Any, tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
     ran = run("generate", RED, "-o", name, "--frames", "3")
-    assert (ran.status, ran.out, ran.err) == (0, f"{name}: 9 frames, 1.125 s\n", "")
+    assert (ran.status, ran.out, ran.err) == (0, f"{name}: 9 pixel frames, 1.125 s\n", "")
     index = {".png": {}, ".mp4": {}, ".gif": {"index": None}}[Path(name).suffix]
     assert iio.imread(tmp_path / name, **index).shape == shape
     assert [path.name for path in tmp_path.iterdir()] == [name]

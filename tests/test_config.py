@@ -179,3 +179,9 @@ def test_no_warning_where_nothing_differs() -> None:
         for own in CARDS.values():
             warn_if_foreign("self_forcing", own)
         Pipeline.from_parts(random_parts().dit, preset("self_forcing"), card=CARD)
+
+
+@pytest.mark.parametrize("name", [3, None, ["self_forcing"]])
+def test_a_preset_is_given_by_name(name):
+    with pytest.raises(TypeError, match="a preset is given by its name"):
+        preset(name)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from random_model import BLUE, RED
@@ -15,6 +18,7 @@ from arvid import Pipeline, PipelineConfig
 from arvid.models.dit import CausalDiT
 from arvid.models.vae import WanVAE
 from arvid.pipeline import MOST_FRAMES
+from arvid.samplers import Emit, FewStep
 
 
 @pytest.fixture
@@ -114,3 +118,44 @@ def test_bad_pipelines_raise_before_weights_are_read(weights: Any, monkeypatch: 
 def test_cuda_without_cuda_is_refused(weights: Any) -> None:
     with pytest.raises(ValueError, match="device 'cuda' cannot be used here"):
         Pipeline.load(model=weights, device="cuda")
+
+
+def test_a_dtype_is_floating_point(weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arvid.pipeline, "load_parts", lambda *_: pytest.fail("weights were read"))
+    load: Callable[..., Pipeline] = Pipeline.load
+    for dtype in (None, "float32", torch.int32):
+        with pytest.raises(TypeError, match="give a floating point type"):
+            load(model=weights, dtype=dtype)
+
+
+@pytest.mark.usefixtures("idle")
+@pytest.mark.parametrize("text", [[[1.0]], np.zeros((1, 2, 3)), torch.zeros(1, 2, 3, dtype=torch.int32)])
+def test_embeddings_are_a_floating_point_tensor(pipe: Pipeline, text: Any) -> None:
+    with pytest.raises(TypeError, match=r"text must be a floating point tensor \[B, L, D\], got"):
+        pipe.latents(text=text)
+
+
+@pytest.mark.usefixtures("idle")
+def test_the_refusal_of_a_far_too_long_video_is_short(pipe: Pipeline) -> None:
+    with pytest.raises(ValueError, match=rf"^seconds=1e\+300: a video has at most {MOST_FRAMES} latent frames$"):
+        pipe(RED, 1e300)
+
+
+@pytest.mark.parametrize(("emitted", "message"), [
+    (lambda c: [], "stopped after 0 of 6"),
+    (lambda c: [(c[0], 3)], "stopped after 3 of 6"),
+    (lambda c: [(c[0], 1)], "emitted 1 frames"),
+    (lambda c: [(c[1], 3)], "next is a chunk from frame 0"),
+])  # fmt: skip
+def test_a_sampler_that_leaves_frames_out_is_named(pipe: Pipeline, emitted: Any, message: str) -> None:
+    @dataclass(frozen=True)
+    class Lazy(FewStep):
+        def rollout(self, denoiser: Any, noise: Any, chunks: Any, state: Any = None) -> Any:
+            return (Emit(chunk, noise.initial(chunk)[:, :n], 0) for chunk, n in emitted(chunks))
+
+    lazy = copy(pipe)
+    lazy.config = copy(pipe.config)
+    object.__setattr__(lazy.config, "sampler", Lazy())
+    object.__setattr__(lazy.config, "chunk", 3)
+    with pytest.raises(ValueError, match=rf"Lazy.*{message}"):
+        lazy.latents(prompt=RED, frames=6)

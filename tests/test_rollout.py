@@ -352,3 +352,12 @@ def test_the_mask_oracle_refuses_what_a_mask_cannot_say() -> None:
     for policy in (Uneven(), Twice()):
         with pytest.raises(ValueError, match="one time"):
             MaskedAttention(whole_plan(policy, Absolute(), layout(4, 2)), np.ones(4), (1, 1), (8, 8, 8))
+
+
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1j])
+def test_frequencies_are_finite_numbers(dit, text, wrong, static):
+    rotary = type("Wrong", (Rotary,), {"static": static, "inv_freq": lambda _, c: np.full(c.dim // 2, wrong)})()
+    denoiser = cached(dit, text, Full(), rotary=rotary)
+    with pytest.raises(ValueError, match=r"Wrong\.inv_freq gave .* finite numbers"):
+        denoiser(randn(1, 2, SPEC.in_channels, *SIZE), (Chunk(0, 2, 1.0),))

@@ -182,3 +182,7 @@ def test_an_interrupt_stops_the_encoder_and_leaves_nothing(tmp_path, monkeypatch
         clip().save(tmp_path / "clip.mp4")
     assert started[0].returncode is not None
     assert os.listdir(tmp_path) == []
+
+
+def test_gif_of_one_frame(tmp_path):
+    assert iio.imread(clip(1).save(tmp_path / "one.gif", scale=1), index=None).shape == (1, 32, 48, 3)

@@ -6,6 +6,7 @@ held frames, a time map gives each its time, and the result is a plan, shared by
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -168,6 +169,9 @@ def _group(policy: CachePolicy, time: TimeMap, held: Sequence[Ref], new: Pass, f
     if (len(ref_times), len(times)) != (len(refs), len(new.frames)):
         raise ValueError(f"{type(time).__name__}.times gave {len(ref_times)} times for {len(refs)} refs "
                          f"and {len(times)} for {len(new.frames)} frames in flight; it gives each one")
+    if not all(map(math.isfinite, (*ref_times, *times))):
+        raise ValueError(f"{type(time).__name__}.times gave {ref_times} for the refs and {times} for the frames in "
+                         "flight; times must be finite")
     return Group(tuple(range(first_slot, first_slot + len(times))), times, refs, ref_times)
 
 

@@ -7,6 +7,12 @@ from typing import ClassVar
 from .base import CACHE, CachePolicy, Kind, Pass, Ref
 
 
+def _whole_or_none(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ValueError(f"{name}={value!r}: give a whole number of latent frames, or None for the card's")
+
+
 @dataclass(frozen=True)
 class Windowed(CachePolicy):
     """The window rule: `window` latent frames = sinks + recent + in flight, so recent = window - sinks - in flight.
@@ -23,6 +29,7 @@ class Windowed(CachePolicy):
         return 0
 
     def __post_init__(self) -> None:
+        _whole_or_none(window=self.window)
         if self.window is not None and self.window < 1:
             raise ValueError(f"window={self.window}: a window has at least 1 latent frame")
 
@@ -80,6 +87,7 @@ class Sink(Windowed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _whole_or_none(sink=self.sink)
         if self.sink is not None and self.sink < 0:
             raise ValueError(f"sink={self.sink}: the number of sink frames cannot be negative")
         if None not in (self.window, self.sink):

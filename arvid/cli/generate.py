@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
             seed=arguments.seed, progress=show,
         )  # fmt: skip
     path = video.save(arguments.output, arguments.scale)
-    print(f"{path}: {len(video)} frames, {video.seconds:g} s")
+    print(f"{path}: {len(video)} pixel frames, {video.seconds:g} s")
     return 0
 
 

@@ -21,7 +21,7 @@ class CachedDenoiser:
 
     `size` is (height, width) in latent pixels, `pages` the frames to allocate at first. `rotated` None stores rotated
     keys exactly where `rotary`, `time` and `policy` are all static. Passes raise `ValueError` for latents of another
-    shape, and for frequencies that are not [planes] or [heads, planes].
+    shape, and for frequencies that are not finite or not [planes] or [heads, planes].
     """
 
     def __init__(
@@ -63,8 +63,11 @@ class CachedDenoiser:
 
     def _inv_freq(self, new: Pass) -> np.ndarray:
         dim, heads = self.dit.spec.axes[0], self.dit.spec.num_heads
-        freq = self.rotary.inv_freq(RotaryContext(dim, heads, self.train_horizon, self.horizon, new.frames.stop))
+        context = RotaryContext(dim, heads, self.train_horizon, self.horizon, new.frames.stop)
+        freq = np.asarray(self.rotary.inv_freq(context))
         if freq.shape not in ((dim // 2,), (heads, dim // 2)):
             raise ValueError(f"{type(self.rotary).__name__}.inv_freq has shape {freq.shape}; "
                              f"allowed: ({dim // 2},) or ({heads}, {dim // 2})")
-        return freq
+        if freq.dtype.kind not in "fiu" or not np.isfinite(freq).all():
+            raise ValueError(f"{type(self.rotary).__name__}.inv_freq gave {freq}; frequencies must be finite numbers")
+        return freq.astype(np.float64, copy=False)

@@ -44,7 +44,7 @@ CODE_CLIPS, CLIPS = 100, 1500
 VAE_RECIPE = Recipe(steps=1200, rate=2e-3, batch=8, warmup=40, decay=0.9)
 FLOW_RECIPE = Recipe(steps=900, rate=2e-3, batch=6, decay=0.5)
 MUON = 0.02
-CONSISTENCY_RECIPE = Recipe(steps=200, rate=3e-4, batch=6, ema=0.95, decay=0.3)
+CONSISTENCY_RECIPE = Recipe(steps=140, rate=3e-4, batch=6, ema=0.95, decay=0.3)
 GUIDANCE, POINTS = 2.0, 16
 
 

@@ -1,10 +1,14 @@
 """A network small enough for float64, and an oracle of attention that shares no code with arvid: frame by frame."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from arvid.cache import CachePolicy, Chunk, Kind
@@ -32,6 +36,20 @@ def tiny_dit(spec: DiTSpec = SPEC, dtype: torch.dtype = torch.float64, seed: int
     dit = CausalDiT(spec)
     randomise(dit, seed)
     return dit.to(dtype).eval().requires_grad_(False)
+
+
+def golden(name: str) -> tuple[CausalDiT, dict[str, Tensor]]:
+    """The network of a recording of the original implementation, and the recording's tensors."""
+    path = Path(__file__).parent / "golden" / f"{name}.safetensors"
+    with safe_open(path, "pt") as file:
+        c = json.loads(file.metadata()["config"])
+    tensors = load_file(path)
+    dit = CausalDiT(DiTSpec(
+        c["dim"], c["ffn_dim"], c["num_heads"], c["num_layers"], c["in_dim"], c["out_dim"], c["text_dim"],
+        c["text_len"], c["freq_dim"],
+    ))  # fmt: skip
+    dit.load_state_dict({key[8:]: value for key, value in tensors.items() if key.startswith("weights.")})
+    return dit.eval(), tensors
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

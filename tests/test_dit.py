@@ -1,17 +1,13 @@
 """The transformer against recorded outputs, against diffusers, and against itself."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from dense import SIZE, SPEC, randn, randomise, tiny_dit
+from dense import SIZE, SPEC, golden, randn, randomise, tiny_dit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from arvid.cache import Chunk, Full, Window, whole_plan
@@ -19,8 +15,6 @@ from arvid.models.attention import PlannedAttention
 from arvid.models.dit import CausalDiT
 from arvid.models.specs import DiTSpec, card
 from arvid.positional import Absolute, Rope, RotaryContext
-
-GOLDEN = Path(__file__).parent / "golden" / "bidirectional.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +35,7 @@ def causal(chunks: list[Chunk]) -> PlannedAttention:
 
 
 def test_golden_bidirectional() -> None:
-    with safe_open(GOLDEN, "pt") as file:
-        c = json.loads(file.metadata()["config"])
-    tensors = load_file(GOLDEN)
-    dit = CausalDiT(DiTSpec(
-        c["dim"], c["ffn_dim"], c["num_heads"], c["num_layers"], c["in_dim"], c["out_dim"], c["text_dim"],
-        c["text_len"], c["freq_dim"],
-    ))  # fmt: skip
-    dit.load_state_dict({name[8:]: value for name, value in tensors.items() if name.startswith("weights.")})
+    dit, tensors = golden("bidirectional")
     frames = tensors["out"].shape[1]
     with torch.no_grad():
         out = dit(tensors["noise"][:, :frames], tensors["t"], tensors["context"])

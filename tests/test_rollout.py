@@ -1,16 +1,12 @@
 """A rollout over the store against dense attention without one, and against recorded runs of other code."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from dense import SIZE, SPEC, Explicit, KeyedNoise, Oracle, Rule, cached, layout, randn, tiny_dit
-from safetensors import safe_open
-from safetensors.torch import load_file
+from dense import SIZE, SPEC, Explicit, KeyedNoise, Oracle, Rule, cached, golden, layout, randn, tiny_dit
 from torch import Tensor
 
 import arvid
@@ -18,12 +14,10 @@ from arvid.cache import CachePolicy, Chunk, Full, Kind, Pass, Ref, Sink, Window,
 from arvid.config import PipelineConfig
 from arvid.models.attention import PlannedAttention
 from arvid.models.dit import CausalDiT
-from arvid.models.specs import DiTSpec
 from arvid.positional import Absolute, Rope, Rotary, RotaryContext
 from arvid.samplers import Denoiser, FewStep
 from arvid.testing import MaskedAttention, RecordedNoise
 
-GOLDEN = Path(__file__).parent / "golden" / "window.safetensors"
 FRAMES = 8
 SAMPLER = FewStep((1000, 500), shift=5.0, context_noise=100)
 
@@ -313,21 +307,9 @@ def test_latents_of_another_shape_are_refused(dit: CausalDiT, text: Tensor, shap
     assert denoiser.store.held() == ()
 
 
-def golden() -> tuple[CausalDiT, dict[str, Tensor]]:
-    with safe_open(GOLDEN, "pt") as file:
-        c = json.loads(file.metadata()["config"])
-    tensors = load_file(GOLDEN)
-    dit = CausalDiT(DiTSpec(
-        c["dim"], c["ffn_dim"], c["num_heads"], c["num_layers"], c["in_dim"], c["out_dim"], c["text_dim"],
-        c["text_len"], c["freq_dim"],
-    ))  # fmt: skip
-    dit.load_state_dict({name[8:]: value for name, value in tensors.items() if name.startswith("weights.")})
-    return dit.eval(), tensors
-
-
 def test_golden_window() -> None:
     """A recorded Self Forcing rollout, 9 chunks of 3 frames in a window of 9, through the public pipeline."""
-    dit, tensors = golden()
+    dit, tensors = golden("window")
     config = PipelineConfig(
         noise=RecordedNoise(tensors["noise"], tensors["renoise"]),
         cache=Window(9),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,9 @@ def save_atomically(value: Any, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def optimisers(modules: Iterable[nn.Module], rate: float, muon: float | None = None) -> list[torch.optim.Optimizer]:
+def optimisers(module: nn.Module, rate: float, muon: float | None = None) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon at rate `muon` for the matrices inside `blocks` and AdamW for the rest."""
-    named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if muon is None:
         return [torch.optim.AdamW([p for _, p in named], lr=rate, betas=(0.9, 0.99), weight_decay=0.01)]
     matrices = [p for name, p in named if p.ndim == 2 and "blocks." in name]
@@ -82,7 +82,7 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stage}.pt"
-    opts = optimisers([module], recipe.rate, muon)
+    opts = optimisers(module, recipe.rate, muon)
     rates = [opt.param_groups[0]["lr"] for opt in opts]
     start, spent = 0, 0.0
     if path.exists():

@@ -2,7 +2,7 @@
 
 A block is what one latent pixel stands for: `stride` pixels along height and width, and the pixel frames of one latent
 frame (the first frame, alone, counts as often as a whole group has frames). Left to itself a small VAE trained for
-minutes wrote all it knew into two of its eight channels, where a diffusion model cannot learn colours; components are
+minutes wrote nearly all it knew into two of eight directions, where a diffusion model cannot learn colours; components are
 linear in the pixels, decorrelated, and known before any training.
 """
 

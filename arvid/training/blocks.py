@@ -1,9 +1,9 @@
 """The latents of the bundled model: principal components of blocks of pixels, which its VAE learns to read and write.
 
-A block is what one latent pixel stands for: `stride` pixels along height and width, and the pixel frames of one latent
-frame (the first frame, alone, counts as often as a whole group has frames). Left to itself a small VAE trained for
-minutes wrote nearly all it knew into two of eight directions, where a diffusion model cannot learn colours; components are
-linear in the pixels, decorrelated, and known before any training.
+A block is what one latent pixel stands for: `space` pixels along height and width, and the `time` pixel frames of one
+latent frame (the first frame, alone, is repeated to as many). Left to itself a small VAE, trained for minutes, wrote
+nearly all it knew into two of eight directions, where a diffusion model could not learn colours; components are linear
+in the pixels, decorrelated, and known before any training.
 """
 
 from __future__ import annotations

@@ -148,7 +148,9 @@ class Registry(Generic[T]):
         plain = {}
         for field in dataclasses.fields(value):
             current = getattr(value, field.name)
-            if field.init and current != _default(field):
+            default = _default(field)
+            # == takes -0.0 for 0.0 and True for 1
+            if field.init and (current != default or repr(current) != repr(default)):
                 plain[field.name] = self._to_plain(current, field.name)
         return plain
 

@@ -37,7 +37,9 @@ MAY_IMPORT = {
 
 LIGHT = BASIS | CHOICES | {"config", "presets"}
 # The files of LIGHT parts that hold or rotate tensors, and so import torch.
-TENSOR_FILES = {"arvid/cache/store.py", "arvid/positional/rotation.py"}
+TENSOR_FILES = {
+    *(f"arvid/cache/{name}.py" for name in ("codecs", "history", "store", "views")), "arvid/positional/rotation.py"
+}
 
 # Sizes of published models: tokens a frame, tokens a window, tokens a chunk, width and height in pixels.
 MODEL_NUMBERS = {1560, 32760, 4680, 832, 480}

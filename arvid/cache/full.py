@@ -13,6 +13,7 @@ class Full(CachePolicy):
     """Everything, for ever: memory and work grow with the video. The reference the other policies approximate."""
 
     static: ClassVar[bool] = True
+    fits_like_full: ClassVar[bool] = True
 
     def select(self, held: Sequence[Ref], new: Pass) -> Sequence[Ref]:
         return held

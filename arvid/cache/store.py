@@ -1,4 +1,4 @@
-"""The store: pages of keys and values, one frame each; the only file that moves them.
+"""The store: what is held of every history, and what a pass gets of it.
 
 Keys come in after qk-norm, unrotated. They are kept with height and width rotated and time not, and the temporal
 rotation is applied at read, once per chunk and layer; where times and frequencies are static, fully rotated keys are
@@ -7,86 +7,45 @@ kept and no second copy. A rotated key is never rotated again: in bf16 the error
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from arvid.positional.rotation import Phase, phase, rotate, space_angles, time_angles, token_angles
+from arvid.positional.rotation import Phase, rotate, time_angles, token_angles
 
-from .base import CachePolicy, Group, Kind, Pass, Plan, Ref, after_commit
+from .base import CachePolicy, Group, Kind, Pass, Plan, Ref, after_commit, compacted, reduced
+from .codecs import codecs
+from .events import Event
+from .history import Book, History, Place, StoreShape
+from .views import Composed, Current, Direct, Entry
 
-Index = slice | Tensor
+__all__ = ["Book", "Snapshot", "Store", "StoreShape"]
 
-
-class StoreShape(NamedTuple):
-    """Sizes of what is stored: network layers, rows of the batch, (rows, columns) of tokens of a frame, heads, and the
-    channels of a head rotated by (time, height, width)."""
-
-    layers: int
-    batch: int
-    grid: tuple[int, int]
-    heads: int
-    axes: tuple[int, int, int]
-
-
-class _Place(NamedTuple):
-    """Where a held frame is, and the time it was committed at."""
-
-    page: int
-    time: float
+Key = tuple[int, int]  # lane, branch
 
 
 @dataclass(frozen=True)
-class _Book:
-    """What is held, sorted in time, and where. `end` is the first frame that was never committed."""
+class Snapshot:
+    """All that a store held, copied. `pages` are, by history, pool and layer, the code words of keys and of values on
+    the pages in use, sorted; `sources` the frames that their tokens came from, where tokens are packed."""
 
-    held: tuple[Ref, ...] = ()
-    places: dict[int, _Place] = field(default_factory=dict)
-    end: int = 0
-
-
-@dataclass
-class _History:
-    """One (lane, branch). Keys and values of a layer are [B, pages, tokens, h, d]."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    book: _Book = field(default_factory=_Book)
-    undo: tuple[range, _Book] | None = None  # the last commit, while nothing came after it: its frames, what it found
-    read: list[Tensor] = field(default_factory=list)  # keys as a pass sees them, [B, visible, tokens, h, d]
-    read_of: tuple | None = None  # the view that `read` holds,
-    read_layers: set[int] = field(default_factory=set)  # in these layers
-
-
-@dataclass(frozen=True)
-class _Current:
-    """The pass in progress. `scratch` are the pages of its frames; the rest indexes pages or visible frames."""
-
-    new: Pass
-    history: _History
-    scratch: list[int]
-    times: tuple[float, ...]
-    visible: int
-    scratch_pages: Index
-    view_pages: Index
-    new_at: Index
-    old_at: Index
-    old_pages: Index
-    phase: Phase
-    old_phase: Phase
-    bias: Tensor | None
+    identity: tuple
+    frequencies: np.ndarray | None
+    books: Mapping[Key, Book]
+    pages: Mapping[Key, list[list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]]]
+    sources: Mapping[Key, list[Tensor]]
 
 
 class Store:
     """Keys and values of held frames, by (lane, branch).
 
-    `begin(pass, plan, inv_freq)`, then `exchange(layer, k, v)` once a layer, then, for a COMMIT, `end()`.
+    `begin(pass, plan, inv_freq)`, then `exchange(layer, k, v, q)` for each layer in turn, then, for a COMMIT, `end()`.
     `rotated` keeps fully rotated keys, right only where times and frequencies are static. `pages` is how many frames
-    to allocate at first; a store that needs more grows.
+    to allocate at first; a store that needs more grows. Raises `ValueError` for rotated keys where a codec, or a choice
+    of tokens, needs others.
     """
 
     def __init__(
@@ -95,54 +54,66 @@ class Store:
     ) -> None:  # fmt: skip
         self.shape, self.policy, self.rotated, self.first_pages = shape, policy, rotated, pages
         self.dtype, self.device = dtype, torch.device(device)
-        self._space = space_angles(shape.grid, shape.axes)
+        self._composes = policy.chooses or policy.codec is not None
+        if rotated and self._composes:
+            raise ValueError(f"{policy} needs keys stored before temporal rotation: use rotated=False")
+        # Sinks with a codec of their own have a pool of their own.
+        names = (policy.codec, policy.sink_codec) if policy.codec != policy.sink_codec and policy.sinks else (
+            policy.codec,)  # fmt: skip
+        self._codecs = [codecs(name, dtype) for name in names]
         self.reset()
 
     def reset(self) -> None:
         """Forget everything and free the pages."""
-        self._histories: dict[tuple[int, int], _History] = {}
-        self._buffers: dict[str, Tensor] = {}
-        self._pass: _Current | None = None
+        self._histories: dict[Key, History] = {}
+        self._pass: Current | None = None
         self._static_freq: np.ndarray | None = None
-        self._last_phase: tuple[tuple, Phase] | None = None
-        self._space_phase = self._put_phase("space", self._space[:, None])
+        given = self.shape, self.policy, self.device, self.dtype
+        self._views = Composed(*given) if self._composes else Direct(*given, self.rotated)
 
     @property
     def live_bytes(self) -> int:
-        """Bytes of all pages and read buffers."""
-        every = [t for h in self._histories.values() for t in (*h.keys, *h.values, *h.read)]
-        return sum(t.numel() * t.element_size() for t in every)
+        """Bytes of all pages, read buffers, latents and queries."""
+        return sum(history.nbytes for history in self._histories.values())
 
     @property
     def phase(self) -> Phase:
         """The rotation of the pass's own tokens, for its queries."""
-        return self._current.phase
+        self._current()
+        return self._views.phase
 
     @property
     def bias(self) -> Tensor | None:
         """Additive logits of the visible tokens, [1, 1, 1, visible tokens]; None where all are 0."""
-        return self._current.bias
+        self._current()
+        return self._views.bias
 
     def pages(self, lane: int = 0, branch: int = 0) -> int:
         """How many frames fit without growing."""
         history = self._histories.get((lane, branch))
-        return history.keys[0].shape[1] if history else 0
+        return sum(layers[0].count for layers in history.keys) if history else 0
+
+    def book(self, lane: int = 0, branch: int = 0) -> Book:
+        """What is held and where, as of the last COMMIT or event."""
+        history = self._histories.get((lane, branch))
+        return history.book if history else Book()
 
     def held(self, lane: int = 0, branch: int = 0) -> tuple[Ref, ...]:
-        """The frames held, sorted in time."""
-        history = self._histories.get((lane, branch))
-        return history.book.held if history else ()
+        """The frames held, sorted in time; those of role memory hold packed tokens of several frames."""
+        return self.book(lane, branch).held
 
     def page(self, frame: int, layer: int, lane: int = 0, branch: int = 0) -> tuple[Tensor, Tensor]:
-        """A held frame's stored keys and values, each [B, tokens, h, d] (views; for tests and inspection)."""
+        """A held frame's keys and values as stored, decoded, each [B, tokens, h, d] (for tests and inspection)."""
         history = self._histories[lane, branch]
-        page = history.book.places[frame].page
-        return history.keys[layer][:, page], history.values[layer][:, page]
+        pool, page, *_ = history.book.places[frame]
+        at = slice(page, page + 1)
+        key, value = (half[pool][layer].read(at, self.dtype)[:, 0] for half in (history.keys, history.values))
+        return key, value
 
     def before(self, new: Pass) -> tuple[Ref, ...]:
         """The history `new` is planned against: the frames held, or for a chunk that is committed once more, those held
         before it was. Raises `ValueError` for frames that are not next in time and were not the last committed."""
-        return self._found(self._history(new), new).held
+        return self._found(self._history((new.lane, new.branch)), new).held
 
     def begin(self, new: Pass, plan: Plan, inv_freq: np.ndarray) -> None:
         """Put a pass's indices, angles and biases into device buffers. `inv_freq`: [planes] or [heads, planes].
@@ -153,84 +124,150 @@ class Store:
             raise ValueError("a store runs plans of one group over held frames, as make_plan makes them; "
                              "run whole-sequence plans with PlannedAttention")
         (group,) = plan.groups
-        history = self._history(new)
+        if group.routed is not None and self.policy.codec:
+            raise ValueError(f"codec={self.policy.codec!r}: {type(self.policy).__name__} chooses tokens, which are "
+                             "stored in the model's dtype; use codec=None")
+        history = self._history((new.lane, new.branch))
         book = self._found(history, new)
         if self.rotated:
             self._check_static(book, group, inv_freq)
-        history.book, history.undo = book, None
-        scratch = self._scratch(history, len(new.frames))
-        shown = [
-            (book.places[ref.frame].page, time, ref.bias)
-            for ref, time in zip(group.refs, group.ref_times, strict=True)
-        ]
-        own = [(page, time, 0.0) for page, time in zip(scratch, group.times, strict=True)]
-        # Order does not matter to attention, and sorted pages are one slice once the window is full.
-        view = sorted(shown + own)
-        pages, times, bias = zip(*view, strict=True)
-        old = [i for i, page in enumerate(pages) if page not in scratch]
-        if history.read_of != (read_of := (tuple(view[i][:2] for i in old), len(view), inv_freq.tobytes())):
-            history.read_of = read_of
-            history.read_layers.clear()
-        self._pass = _Current(
-            new, history, scratch, group.times, len(view),
-            scratch_pages=self._index("scratch", scratch),
-            view_pages=self._index("view", pages),
-            new_at=self._index("new", [pages.index(page) for page in scratch]),
-            old_at=self._index("old", old),
-            old_pages=self._index("old pages", [pages[i] for i in old]),
-            phase=self._token_phase(group.times, inv_freq),
-            old_phase=self._put_phase("time", time_angles(tuple(times[i] for i in old), inv_freq).unsqueeze(1)),
-            bias=self._put_bias(bias),
-        )  # fmt: skip
+        if book is not history.book:
+            history.turn_to(book)
+        history.undo = None
+        after, moving = (), []
+        if new.kind is Kind.COMMIT:
+            after = after_commit(self.policy, book.held, new)
+            packed = {ref.frame for ref in compacted(self.policy, book.held, new)}
+            moving = [ref.frame for ref in after if ref.frame in packed]
+        sinks = self.policy.sinks - len(book.held) if len(self._codecs) > 1 else 0
+        spots = history.free([int(i < sinks) for i in range(len(new.frames))] + [0] * len(moving))
+        own = [Entry(spot, time, 0.0, frame)
+               for spot, time, frame in zip(spots, group.times, new.frames, strict=False)]  # fmt: skip
+        shown, memory = [], []
+        for ref, time in zip(group.refs, group.ref_times, strict=True):
+            apart = group.routed is not None and ref.role == "memory"
+            (memory if apart else shown).append(Entry(book.places[ref.frame][:2], time, ref.bias, ref.frame))
+        packed = dict(zip(moving, spots[len(own) :], strict=True))
+        self._pass = Current(new, history, group, inv_freq, own, shown, memory, packed, after)
+        self._views.begin(self._pass)
 
-    def exchange(self, layer: int, k_BNhd: Tensor, v_BNhd: Tensor) -> tuple[Tensor, Tensor]:
+    def exchange(
+        self, layer: int, k_BNhd: Tensor, v_BNhd: Tensor, q_BNhd: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Keys and values that the pass sees in a layer, [B, visible tokens, h, d], its own included.
 
-        Takes the pass's own, [B, tokens in flight, h, d], keys after qk-norm and unrotated.
+        Takes the pass's own, [B, tokens in flight, h, d], keys and queries after qk-norm and unrotated; the queries are
+        for policies that choose tokens.
         """
-        now = self._current
-        keys, values = now.history.keys[layer], now.history.values[layer]
-        own = self._by_frame(rotate(k_BNhd, now.phase))
-        values[:, now.scratch_pages] = self._by_frame(v_BNhd)
-        seen_values = values[:, now.view_pages].flatten(1, 2)
-        if self.rotated:
-            keys[:, now.scratch_pages] = own
-            return keys[:, now.view_pages].flatten(1, 2), seen_values
-        if now.new.kind is Kind.COMMIT:
-            raw, time = self._by_frame(k_BNhd), self.shape.axes[0]
-            keys[:, now.scratch_pages, ..., :time] = raw[..., :time]
-            keys[:, now.scratch_pages, ..., time:] = rotate(raw[..., time:], self._space_phase)
-        read = self._read(now, layer)
-        read[:, now.new_at] = own
-        return read.flatten(1, 2), seen_values
+        self._current()
+        return self._views.exchange(layer, k_BNhd, v_BNhd, q_BNhd)
 
-    def end(self) -> None:
-        """Finish a COMMIT: its frames are held from now on, and those the policy does not keep are not."""
-        now = self._current
+    def end(self, x_BFCHW: Tensor | None = None) -> None:
+        """Finish a COMMIT: its frames are held from now on, and those the policy does not keep are not.
+
+        `x_BFCHW` is what was committed; it is kept with the frames, for a recommit.
+        """
+        now = self._current()
         if now.new.kind is not Kind.COMMIT:
             raise ValueError("end() finishes a COMMIT; a DENOISE has nothing to finish")
-        history, found = now.history, now.history.book
-        held = after_commit(self.policy, found.held, now.new)
-        places = found.places | dict(zip(now.new.frames, map(_Place, now.scratch, now.times), strict=True))
-        history.book = _Book(held, {ref.frame: places[ref.frame] for ref in held}, now.new.frames.stop)
-        history.undo = now.new.frames, found
-        history.read_of = self._pass = None
+        found, after = now.history.book, now.after
+        chunk = {frame: chunk for chunk in now.new.chunks for frame in range(chunk.start, chunk.end)}
+        places = {**found.places, **{own.frame: Place(*own.spot, own.time, chunk[own.frame]) for own in now.own}}
+        for frame, (pool, page) in now.packed.items():
+            places[frame] = places[frame]._replace(pool=pool, page=page)
+        latents = dict(found.latents)
+        if x_BFCHW is not None:
+            latents |= {frame: x_BFCHW[:, i].clone() for i, frame in enumerate(now.new.frames)}
+        whole = {ref.frame for ref in after if ref.role != "memory"}
+        now.history.turn_to(Book(
+            after, {ref.frame: places[ref.frame] for ref in after}, now.new.frames.stop,
+            {frame: x for frame, x in latents.items() if frame in whole}, tuple(self._views.queries),
+        ))  # fmt: skip
+        now.history.undo = now.new.frames, found
+        self._pass = None
+
+    def happen(self, event: Event, lane: int = 0) -> None:
+        """Evict what does not survive an event, in every branch of a lane."""
+        for (own, _), history in self._histories.items():
+            if own == lane:
+                book, held = history.book, reduced(self.policy, history.book.held, event)
+                places = {ref.frame: book.places[ref.frame] for ref in held}
+                latents = {frame: x for frame, x in book.latents.items() if frame in places}
+                history.turn_to(Book(held, places, book.end, latents))
+                history.routed = None
+
+    def rewriter(
+        self, frames: Mapping[int, int], plan: Plan, inv_freq: np.ndarray, lane: int = 0, branch: int = 0
+    ) -> Callable[[int, Tensor, Tensor], None]:
+        """What replaces the keys and values of held `frames` (frame: its slot in the pass of an `inside` plan), from
+        those of the pass: called with a layer, k and v, [B, tokens of all slots, h, d], keys normed and unrotated."""
+        history, views = self._histories[lane, branch], self._views
+        history.turn_to(history.book)
+        history.routed = None
+        time = {slot: time for group in plan.groups for slot, time in zip(group.queries, group.times, strict=True)}
+        angles = token_angles(time_angles(tuple(time[slot] for slot in sorted(time)), inv_freq), views.space)
+        turn, slots = views.buffers.phase("rewritten", angles), torch.tensor(list(frames.values()), device=self.device)
+        where = views.buffers.where("rewritten", [history.book.places[frame][:2] for frame in frames])
+
+        def write(layer: int, k_BNhd: Tensor, v_BNhd: Tensor) -> None:
+            keys = views.by_frame(rotate(k_BNhd, turn)) if self.rotated else views.untimed(k_BNhd)
+            history.write(where, layer, keys[:, slots], views.by_frame(v_BNhd)[:, slots])
+
+        return write
+
+    def snapshot(self) -> Snapshot:
+        """A copy of all that is held, which nothing later changes."""
+        pages, sources = {}, {}
+        for key, history in self._histories.items():
+            used = [self._used(history, pool) for pool in range(len(self._codecs))]
+            pages[key] = [[(keys.raw(at), values.raw(at)) for keys, values in zip(*layers, strict=True)]
+                          for at, *layers in zip(used, history.keys, history.values, strict=True)]  # fmt: skip
+            sources[key] = [frames[:, used[0]] for frames in history.sources]
+        books = {key: history.book for key, history in self._histories.items()}
+        return Snapshot(self._identity, self._static_freq, books, pages, sources)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Hold what was held when the snapshot was taken, in this store or another, and nothing else.
+
+        Raises `ValueError` for a snapshot of a store with another shape, policy, dtype or storage of keys.
+        """
+        if snapshot.identity != self._identity:
+            raise ValueError(f"the snapshot is of another store: {snapshot.identity}; this one is {self._identity}")
+        self.reset()
+        self._static_freq = snapshot.frequencies
+        for key, book in snapshot.books.items():
+            history = self._history(key)
+            history.book = book
+            for pool, layers in enumerate(snapshot.pages[key]):
+                history.grow(pool, max(history.used(pool), default=-1) + 1)
+                used = self._used(history, pool)
+                for layer, (keys, values) in enumerate(layers):
+                    history.keys[pool][layer].put(used, keys)
+                    history.values[pool][layer].put(used, values)
+                for layer, frames in enumerate(snapshot.sources[key] if pool == 0 else ()):
+                    history.sources[layer][:, used] = frames
 
     @property
-    def _current(self) -> _Current:
+    def _identity(self) -> tuple:
+        return self.shape, self.policy, self.rotated, self.dtype
+
+    def _current(self) -> Current:
         if self._pass is None:
             raise RuntimeError("no pass is in progress: call begin() first")
         return self._pass
 
-    def _history(self, new: Pass) -> _History:
-        key = new.lane, new.branch
+    def _used(self, history: History, pool: int) -> Tensor:
+        return torch.tensor(history.used(pool), dtype=torch.long, device=self.device)
+
+    def _history(self, key: Key) -> History:
         if key not in self._histories:
-            keys, values = ([self._new_pages(self.first_pages) for _ in range(self.shape.layers)] for _ in range(2))
-            self._histories[key] = _History(keys, values)
+            sinks = min(self.first_pages, self.policy.sinks) if len(self._codecs) > 1 else 0
+            counts = (self.first_pages - sinks, sinks)[: len(self._codecs)]
+            self._histories[key] = History(self.shape, self._codecs, counts, self.policy.compacts, self.device)
         return self._histories[key]
 
     @staticmethod
-    def _found(history: _History, new: Pass) -> _Book:
+    def _found(history: History, new: Pass) -> Book:
         """The book that `new` finds: the history's, or for a repeated COMMIT the one before it."""
         if new.frames.start >= history.book.end:
             return history.book
@@ -242,7 +279,7 @@ class Store:
             "any other pass"
         )
 
-    def _check_static(self, book: _Book, group: Group, inv_freq: np.ndarray) -> None:
+    def _check_static(self, book: Book, group: Group, inv_freq: np.ndarray) -> None:
         for ref, time in zip(group.refs, group.ref_times, strict=True):
             if time != (then := book.places[ref.frame].time):
                 raise ValueError(
@@ -254,69 +291,3 @@ class Store:
         elif not np.array_equal(self._static_freq, inv_freq):
             raise ValueError("the frequencies changed between passes, but keys are stored rotated: "
                              "set `static = False` on the frequency rule")
-
-    def _new_pages(self, count: int) -> Tensor:
-        s = self.shape
-        size = s.batch, count, s.grid[0] * s.grid[1], s.heads, sum(s.axes)
-        return torch.zeros(size, dtype=self.dtype, device=self.device)
-
-    def _scratch(self, history: _History, count: int) -> list[int]:
-        """Free pages for the frames in flight, lowest first; adds pages where there are too few."""
-        used = {place.page for place in history.book.places.values()}
-        pages = history.keys[0].shape[1]
-        if (more := len(used) + count - pages) > 0:
-            more = max(more, pages // 2)  # in proportion, so that a history that grows for ever is copied rarely
-            for tensors in (history.keys, history.values):
-                for layer, old in enumerate(tensors):
-                    tensors[layer] = torch.cat((old, self._new_pages(more)), 1)
-        return [page for page in range(pages + max(more, 0)) if page not in used][:count]
-
-    def _read(self, now: _Current, layer: int) -> Tensor:
-        """The layer's read buffer, with the keys of held frames rotated to their times in this pass."""
-        history, time = now.history, self.shape.axes[0]
-        if not history.read:
-            history.read = [self._new_pages(0) for _ in range(self.shape.layers)]
-        if history.read[layer].shape[1] != now.visible:
-            history.read[layer] = self._new_pages(now.visible)
-        read = history.read[layer]
-        if layer not in history.read_layers:
-            old = history.keys[layer][:, now.old_pages]
-            read[:, now.old_at, ..., :time] = rotate(old[..., :time], now.old_phase)
-            read[:, now.old_at, ..., time:] = old[..., time:]
-            history.read_layers.add(layer)
-        return read
-
-    def _by_frame(self, x_BNhd: Tensor) -> Tensor:
-        return x_BNhd.unflatten(1, (-1, len(self._space))).to(self.dtype)
-
-    def _index(self, name: str, indices: Sequence[int]) -> Index:
-        """A slice where the indices are a run (its view is no copy), else an index tensor."""
-        first = indices[0] if indices else 0
-        if list(indices) == list(range(first, first + len(indices))):
-            return slice(first, first + len(indices))
-        return self._put(name, torch.tensor(indices))
-
-    def _token_phase(self, times: tuple[float, ...], inv_freq: np.ndarray) -> Phase:
-        """Of the frames in flight; made once for all passes of a chunk, for angles of all its tokens take a while."""
-        key = times, inv_freq.tobytes()
-        if self._last_phase is None or self._last_phase[0] != key:
-            angles = token_angles(time_angles(times, inv_freq), self._space)
-            self._last_phase = key, self._put_phase("token", angles)
-        return self._last_phase[1]
-
-    def _put_phase(self, name: str, angles: Tensor) -> Phase:
-        value = phase(angles, self.dtype)
-        return Phase(self._put(f"{name} cos", value.cos), self._put(f"{name} sin", value.sin))
-
-    def _put_bias(self, bias: Sequence[float]) -> Tensor | None:
-        if not any(bias):
-            return None
-        per_token = torch.tensor(bias, dtype=self.dtype).repeat_interleave(len(self._space))
-        return self._put("bias", per_token[None, None, None])
-
-    def _put(self, name: str, value: Tensor) -> Tensor:
-        """`value` on the device, at the address a value of this name and shape had before."""
-        held = self._buffers.get(name)
-        if held is None or held.shape != value.shape or held.dtype != value.dtype:
-            held = self._buffers[name] = torch.empty_like(value, device=self.device)
-        return held.copy_(value, non_blocking=True)

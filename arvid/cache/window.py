@@ -7,7 +7,7 @@ from typing import ClassVar
 from .base import CACHE, CachePolicy, Kind, Pass, Ref
 
 
-def _whole_or_none(**numbers: int | None) -> None:
+def whole_or_none(**numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise ValueError(f"{name}={value!r}: give a whole number of latent frames, or None for the card's")
@@ -21,24 +21,21 @@ class Windowed(CachePolicy):
     """
 
     static: ClassVar[bool] = True
+    fits_like_full: ClassVar[bool] = True
     window: int | None = None
 
-    @property
-    def sinks(self) -> int:
-        """First frames of the video that are never evicted."""
-        return 0
-
     def __post_init__(self) -> None:
-        _whole_or_none(window=self.window)
+        super().__post_init__()
+        whole_or_none(window=self.window)
         if self.window is not None and self.window < 1:
             raise ValueError(f"window={self.window}: a window has at least 1 latent frame")
 
     def seen(self, held: Sequence[Ref], new: Pass, sinks: int) -> Sequence[Ref]:
-        """The first `sinks` frames of the video, and as many of the last as then fit into the window."""
+        """The first `sinks` frames of the history, and as many of the last as then fit into the window."""
         self.check(len(new.frames))
         first = new.frames.start - (self.given("window") - sinks - len(new.frames))
-        near = [ref for ref in held if ref.frame < sinks or ref.frame >= first]
-        return [replace(ref, role="sink") if ref.frame < sinks else ref for ref in near]
+        near = [ref for ref in held[sinks:] if ref.frame >= first]
+        return [*(replace(ref, role="sink") for ref in held[:sinks]), *near]
 
     def given(self, name: str) -> int:
         """A field that must have a value by now. Raises `ValueError` where it is None."""
@@ -87,7 +84,7 @@ class Sink(Windowed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _whole_or_none(sink=self.sink)
+        whole_or_none(sink=self.sink)
         if self.sink is not None and self.sink < 0:
             raise ValueError(f"sink={self.sink}: the number of sink frames cannot be negative")
         if None not in (self.window, self.sink):

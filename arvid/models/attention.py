@@ -5,7 +5,7 @@ A network hands unrotated, normed q and k of each layer to `mix`; which keys the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -42,8 +42,19 @@ class CachedAttention:
         self.store = store
 
     def mix(self, layer: int, q_BNhd: Tensor, k_BNhd: Tensor, v_BNhd: Tensor) -> Tensor:
-        segment = self.store.exchange(layer, k_BNhd, v_BNhd)
+        segment = self.store.exchange(layer, k_BNhd, v_BNhd, q_BNhd)
         return attend(rotate(q_BNhd, self.store.phase), [segment], self.store.bias)
+
+
+class Recommitting:
+    """Attention of another mixer that also hands each layer's keys and values to `write`, as `Store.rewriter` gives."""
+
+    def __init__(self, mixer: Mixer, write: Callable[[int, Tensor, Tensor], None]) -> None:
+        self.mixer, self.write = mixer, write
+
+    def mix(self, layer: int, q_BNhd: Tensor, k_BNhd: Tensor, v_BNhd: Tensor) -> Tensor:
+        self.write(layer, k_BNhd, v_BNhd)
+        return self.mixer.mix(layer, q_BNhd, k_BNhd, v_BNhd)
 
 
 class PlannedAttention:

@@ -1,27 +1,38 @@
-"""The denoiser samplers see: a network, its text, and a store that remembers what was committed."""
+"""The denoiser samplers see: a network, its prompts, and a store that remembers what was committed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from arvid.cache.base import CachePolicy, Chunk, Kind, Pass, make_plan
+from arvid.cache.base import CachePolicy, Chunk, Kind, Pass, make_plan, recommit_plan
+from arvid.cache.events import Event, Recommit
 from arvid.cache.store import Store, StoreShape
 from arvid.positional.base import Rotary, RotaryContext, TimeMap
 
-from .attention import CachedAttention
+from .attention import CachedAttention, Mixer, PlannedAttention, Recommitting
 from .dit import CausalDiT, TextKV
 
 
-class CachedDenoiser:
-    """A `CausalDiT` over a store, under one prompt: what `samplers.Denoiser` asks for. One video, or batch, each.
+@dataclass
+class _Lane:
+    """Where a lane is: the number of its prompt, and of its shot."""
 
-    `size` is (height, width) in latent pixels, `pages` the frames to allocate at first. `rotated` None stores rotated
-    keys exactly where `rotary`, `time` and `policy` are all static. Passes raise `ValueError` for latents of another
-    shape, and for frequencies that are not finite or not [planes] or [heads, planes].
+    prompt: int
+    shot: int = 0
+
+
+class CachedDenoiser:
+    """A `CausalDiT` over a store: what `samplers.Denoiser` asks for. One video, or batch, each.
+
+    `text` is the prompt from the first frame on; `change` sets others for later. `size` is (height, width) in latent
+    pixels, `pages` the frames to allocate at first. `rotated` None stores rotated keys exactly where `rotary`, `time`
+    and `policy` are all static and pages are stored in the network's dtype. Passes raise `ValueError` for latents of
+    another shape, and for frequencies that are not finite or not [planes] or [heads, planes].
     """
 
     def __init__(
@@ -29,10 +40,12 @@ class CachedDenoiser:
         batch: int, size: tuple[int, int], pages: int = 0, train_horizon: int | None = None, horizon: int | None = None,
         rotated: bool | None = None,
     ) -> None:  # fmt: skip
-        self.dit, self.text, self.policy, self.time, self.rotary = dit, text, policy, time, rotary
+        self.dit, self.policy, self.time, self.rotary = dit, policy, time, rotary
         self.train_horizon, self.horizon = train_horizon, horizon
         self.batch, self.size = batch, tuple(size)
-        static = rotary.static and time.static and policy.static
+        self._prompts: list[tuple[int, TextKV, Event | None]] = [(0, text, None)]
+        self._lanes: dict[int, _Lane] = {}
+        static = rotary.static and time.static and policy.static and policy.codec is None
         weight = dit.patch_embedding.weight
         spec = dit.spec
         self.store = Store(
@@ -47,19 +60,69 @@ class CachedDenoiser:
     def commit(self, x_BFCHW: Tensor, chunks: Sequence[Chunk], *, lane: int = 0) -> Tensor:
         return self._run(Kind.COMMIT, x_BFCHW, chunks, lane)
 
+    def change(self, frame: int, text: TextKV, on_change: Event | None) -> None:
+        """Run chunks that start at `frame` or later under another prompt. `on_change` happens in each lane before its
+        first such pass; the policy's own is `policy.on_change`. Raises `ValueError` for a frame before an earlier
+        change's."""
+        if frame < (last := self._prompts[-1][0]):
+            raise ValueError(f"a prompt from frame {frame} on, after one from frame {last} on: give them in order")
+        self._prompts.append((frame, text, on_change))
+
+    @torch.no_grad()
+    def happen(self, event: Event, lane: int = 0) -> None:
+        """Run an event on a lane's history, between two chunks.
+
+        Raises `ValueError` for a recommit of frames that cannot be committed again.
+        """
+        place = self._lanes.setdefault(lane, _Lane(0))
+        place.shot += event.new_shot
+        self.store.happen(event, lane)
+        if isinstance(event, Recommit) and self.store.held(lane):
+            self._recommit(event, lane, self._prompts[place.prompt][1])
+
     @torch.no_grad()
     def _run(self, kind: Kind, x: Tensor, chunks: Sequence[Chunk], lane: int) -> Tensor:
-        new = Pass(kind, tuple(chunks), lane)
+        prompt = max(i for i, (frame, *_) in enumerate(self._prompts) if frame <= chunks[-1].start)
+        place = self._lanes.setdefault(lane, _Lane(prompt))
+        new = Pass(kind, tuple(chunks), lane, prompt=prompt, shot=place.shot)
         if x.shape != (expected := (self.batch, len(new.frames), self.dit.spec.in_channels, *self.size)):
             raise ValueError(f"latents have shape {tuple(x.shape)}; this pass needs {expected}")
+        _, text, on_change = self._prompts[prompt]
+        if place.prompt != prompt:
+            place.prompt = prompt
+            if on_change:
+                self.happen(on_change, lane)
+        new = Pass(kind, tuple(chunks), lane, prompt=prompt, shot=place.shot)
         plan = make_plan(self.policy, self.time, self.store.before(new), new)
         self.store.begin(new, plan, self._inv_freq(new))
-        levels = [chunk.sigma for chunk in chunks for _ in range(chunk.n)]
-        sigma = torch.tensor(levels, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        velocity = self.dit(x, 1000 * sigma.expand(len(x), -1), self.text, self._mixer)
+        sigmas = [chunk.sigma for chunk in chunks for _ in range(chunk.n)]
+        x0 = self._predict(x, sigmas, text, self._mixer)
         if kind is Kind.COMMIT:
-            self.store.end()
+            self.store.end(x)
+        return x0
+
+    def _predict(self, x: Tensor, sigmas: Sequence[float], text: TextKV, mixer: Mixer) -> Tensor:
+        """x0 of latents whose frames are at these noise levels."""
+        sigma = torch.tensor(sigmas, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        velocity = self.dit(x, 1000 * sigma.expand(len(x), -1), text, mixer)
         return (x - sigma[:, None, None, None] * velocity).to(x.dtype)
+
+    def _recommit(self, event: Recommit, lane: int, text: TextKV) -> None:
+        book = self.store.book(lane)
+        frames = [ref.frame for ref in book.held]
+        if lost := [frame for frame in frames if frame not in book.latents]:
+            raise ValueError(f"frames {lost} cannot be committed again: {self.policy} holds tokens of several frames "
+                             "there; use flush, cut or reset")
+        chunks = sorted({book.places[frame].chunk for frame in frames}, key=lambda chunk: chunk.start)
+        plan = recommit_plan(self.policy, self.time, book.held, chunks, event.mode)
+        freq = self._inv_freq(Pass(Kind.COMMIT, (chunks[-1],), lane))
+        like = self.dit.patch_embedding.weight
+        mixer = PlannedAttention(plan, freq, self.dit.grid(self.size), self.dit.spec.axes, like.dtype, like.device)
+        kept = self.policy.sinks if event.sinks == "keep" else 0
+        write = self.store.rewriter({f: i for i, f in enumerate(frames) if i >= kept}, plan, freq, lane)
+        sigmas = [book.places[frame].chunk.sigma for frame in frames]
+        latents = torch.stack([book.latents[frame] for frame in frames], 1)
+        self._predict(latents, sigmas, text, Recommitting(mixer, write))
 
     def _inv_freq(self, new: Pass) -> np.ndarray:
         dim, heads = self.dit.spec.axes[0], self.dit.spec.num_heads

@@ -2,6 +2,10 @@
 
 from .absolute import Absolute
 from .base import BASE, ROTARY, TIME, Rotary, RotaryContext, TimeMap
+from .relative import Relative
 from .rope import Rope
+from .sink_adjacent import SinkAdjacent
 
-__all__ = ["BASE", "ROTARY", "TIME", "Absolute", "Rope", "Rotary", "RotaryContext", "TimeMap"]
+__all__ = [
+    "BASE", "ROTARY", "TIME", "Absolute", "Relative", "Rope", "Rotary", "RotaryContext", "SinkAdjacent", "TimeMap",
+]  # fmt: skip

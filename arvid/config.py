@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arvid.cache import CACHE, CachePolicy
@@ -15,15 +17,11 @@ from arvid.positional import ROTARY, TIME, Rotary, TimeMap
 from arvid.registry import Registry
 from arvid.samplers import SAMPLER, Sampler
 
-__all__ = ["REGISTRIES", "PipelineConfig"]
+__all__ = ["PLAIN", "REGISTRIES", "PipelineConfig", "open_fields", "read"]
 
-REGISTRIES: dict[str, tuple[Registry, type]] = {
-    "rotary": (ROTARY, Rotary),
-    "time": (TIME, TimeMap),
-    "noise": (NOISE, NoisePrior),
-    "cache": (CACHE, CachePolicy),
-    "sampler": (SAMPLER, Sampler),
-}
+REGISTRIES: dict[str, Registry] = {
+    "rotary": ROTARY, "time": TIME, "noise": NOISE, "cache": CACHE, "sampler": SAMPLER
+}  # fmt: skip
 Spec = str | Mapping[str, Any] | None
 """A strategy by name, or by name and fields; None is the card's."""
 
@@ -53,14 +51,14 @@ class PipelineConfig:
         ) -> None: ...  # fmt: skip
 
     def __post_init__(self) -> None:
-        for key, (registry, base) in REGISTRIES.items():
-            value = getattr(self, key)
-            if value is not None and not isinstance(value, base):
+        for key, registry in REGISTRIES.items():
+            value, base = getattr(self, key), registry.base
+            if value is not None and not (base and isinstance(value, base)):
                 object.__setattr__(self, key, registry.build(value))
         chunk = self.chunk
         if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
             raise ValueError(f"chunk={chunk!r}: a chunk is a whole number of latent frames, at least 1")
-        if self.cache and self.sampler and chunk and not _open(self.cache) and not _open(self.sampler):
+        if self.cache and self.sampler and chunk and not open_fields(self.cache) and not open_fields(self.sampler):
             _check_fit(self.cache, self.sampler, chunk)
 
     def replace(self, **changes: Any) -> PipelineConfig:
@@ -70,55 +68,115 @@ class PipelineConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values without the Nones: `from_dict(c.to_dict()) == c`."""
         given = {key: value for key in _KEYS if (value := getattr(self, key)) is not None}
-        return {key: REGISTRIES[key][0].spec(value) if key in REGISTRIES else value for key, value in given.items()}
+        return {key: REGISTRIES[key].spec(value) if key in REGISTRIES else value for key, value in given.items()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> PipelineConfig:
         """The inverse of `to_dict`."""
         return cls(**_known(plain))
 
+    @classmethod
+    def load(cls, path: str | Path) -> PipelineConfig:
+        """The configuration of a TOML file with the keys of `to_dict`; with `preset = "name"` it has the preset's
+        values where the file has none.
+
+        Raises `FileNotFoundError`, and `ValueError` naming the file, and the line where it is no TOML.
+        """
+        return read(path)[0]
+
+    def to_toml(self) -> str:
+        """What `load` reads, in TOML. Raises `ValueError` naming a field that is None where its default is not."""
+        import tomli_w  # only who writes needs it
+
+        plain = self.to_dict()
+        _require_no_none("", plain)
+        return tomli_w.dumps(plain)
+
+    def choose(self, card: Card | None = None) -> PipelineConfig:
+        """The same method with a strategy for every one that is None: what None means, its fields left to the card."""
+        names = PLAIN | ({"cache": "sink" if card.sink else "window", "sampler": card.sampler} if card else {})
+        return self.replace(**{key: name for key, name in names.items() if getattr(self, key) is None})
+
     def resolve(self, card: Card | None = None) -> PipelineConfig:
-        """The same method with every None filled in from the card.
+        """The same method with every None filled in from the card; a strategy's `chunk` is the configuration's.
 
         Without a card None means rope, absolute times and iid noise, and everything else must be given.
         Raises `ValueError` naming all that is missing, or the choices that exclude each other and what to do.
         """
-        names = PLAIN | ({"cache": "sink" if card.sink else "window", "sampler": card.sampler} if card else {})
-        given = {key: getattr(self, key) for key in _KEYS}
+        config = self.choose(card)
+        chunk = card.chunk if config.chunk is None and card else config.chunk
+        settings = (vars(card) if card else {}) | ({} if chunk is None else {"chunk": chunk})
+        given: dict[str, Any] = {key: getattr(config, key) for key in REGISTRIES} | {"chunk": chunk}
         for key in REGISTRIES:
-            if given[key] is None and key in names:
-                given[key] = REGISTRIES[key][0].build(names[key])
-        if card is None:
-            _require(given)
-            return PipelineConfig(**given)
-        for key in REGISTRIES:
-            given[key] = dataclasses.replace(given[key], **{name: getattr(card, name) for name in _open(given[key])})
-        if given["chunk"] is None:
-            given["chunk"] = card.chunk
+            fill = {name: settings[name] for name in open_fields(given[key]) if name in settings}
+            given[key] = dataclasses.replace(given[key], **fill) if fill else given[key]
+        _require(given)
         return PipelineConfig(**given)
 
 
 _KEYS = tuple(f.name for f in fields(PipelineConfig))
 
 
-def _known(given: Mapping[str, Any]) -> dict[str, Any]:
+def read(path: str | Path) -> tuple[PipelineConfig, str | None]:
+    """The configuration of a TOML file, and its preset's name. Raises as `PipelineConfig.load`."""
+    from arvid.presets import preset  # which needs this module
+
+    plain = _parse(Path(path))
+    try:
+        _known(plain, (*_KEYS, "preset"))
+        name = plain.pop("preset", None)
+        if name is not None and not isinstance(name, str):
+            raise ValueError(f"preset = {name!r}: a preset is given by its name")
+        return (PipelineConfig() if name is None else preset(name)).replace(**plain), name
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a TOML file")
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no TOML, which is UTF-8 text: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no TOML: {error}") from error
+
+
+def _require_no_none(field: str, value: Any) -> None:
+    if value is None:
+        raise ValueError(f"{field}: None is not the default here, and TOML has no word for it: give a value")
+    items: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, dict):
+        items = ((f"{field}.{key}".lstrip("."), item) for key, item in value.items())
+    elif isinstance(value, list):
+        items = ((field, item) for item in value)
+    for name, item in items:
+        _require_no_none(name, item)
+
+
+def _known(given: Mapping[str, Any], keys: Iterable[str] = _KEYS) -> dict[str, Any]:
     for key in given:
-        if key not in _KEYS:
-            close = difflib.get_close_matches(str(key), _KEYS, n=1)
+        if key not in keys:
+            close = difflib.get_close_matches(str(key), keys, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"a configuration has no key {key!r}{hint} (keys: {', '.join(_KEYS)})")
+            raise ValueError(f"a configuration has no key {key!r}{hint} (keys: {', '.join(keys)})")
     return dict(given)
 
 
-def _open(strategy: Any) -> list[str]:
-    """Fields of a strategy that are left to the card."""
+def open_fields(strategy: Any) -> list[str]:
+    """Fields of a strategy that are left to the card, or, for `chunk`, to the configuration. None has none."""
+    if strategy is None:
+        return []
     return [f.name for f in fields(strategy) if f.init and f.name in SETTINGS and getattr(strategy, f.name) is None]
 
 
 def _require(given: Mapping[str, Any]) -> None:
     """Raise `ValueError` naming every choice and field that only a card could fill."""
     missing = [key for key, value in given.items() if value is None]
-    missing += [f"{key}.{name}" for key, value in given.items() if key in REGISTRIES and value for name in _open(value)]
+    missing += [f"{key}.{name}" for key in REGISTRIES for name in open_fields(given[key])]
     if missing:
         raise ValueError(f"{', '.join(missing)}: None, which means the card's, and there is no card: give values")
 

@@ -4,28 +4,58 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from arvid.config import PipelineConfig
 from arvid.models.specs import SETTINGS, Card, card
 
-__all__ = ["METHODS", "STUDENTS", "preset", "warn_if_foreign"]
+__all__ = ["METHODS", "STUDENTS", "Method", "describe", "preset", "warn_if_foreign"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method changes, as `PipelineConfig.from_dict` takes it, and one line on what it is and where from."""
+
+    changes: Mapping[str, Any]
+    description: str
+
 
 STUDENTS = ("self_forcing",)
-METHODS: dict[str, PipelineConfig] = {}
+METHODS = {
+    "deep_sink": Method(
+        {"cache": {"name": "sink", "window": 21, "sink": 12}, "time": "sink_adjacent"},
+        "Over half of the window are sinks, re-timed to lie right before the rest (Deep Forcing, arXiv 2512.05081).",
+    ),
+    "deep_forcing": Method(
+        {"cache": {"name": "participative", "window": 21, "sink": 10, "recent": 4, "budget": 16},
+         "time": "sink_adjacent"},
+        "Deep sinks, and the tokens in between that recent queries score highest (Deep Forcing, arXiv 2512.05081).",
+    ),
+}  # fmt: skip
 
 
 def preset(name: str) -> PipelineConfig:
     """A configuration by name. Raises `ValueError` with the closest names, `TypeError` for what is no string."""
+    _check(name)
+    return PipelineConfig().resolve(card(name)) if name in STUDENTS else PipelineConfig.from_dict(METHODS[name].changes)
+
+
+def describe(name: str) -> str:
+    """One line on a preset: what it is, and its source. Raises as `preset`."""
+    _check(name)
+    return f"all settings of its card: {card(name).source}" if name in STUDENTS else METHODS[name].description
+
+
+def _check(name: str) -> None:
     if not isinstance(name, str):
         raise TypeError(f"a preset is given by its name, got {name!r}")
-    if name in STUDENTS:
-        return PipelineConfig().resolve(card(name))
-    if name in METHODS:
-        return METHODS[name]
     names = sorted((*STUDENTS, *METHODS))
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"no preset is called {name!r}{hint} (presets: {', '.join(names)})")
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"no preset is called {name!r}{hint} (presets: {', '.join(names)})")
 
 
 def warn_if_foreign(name: str, weights: Card) -> None:

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Registry", "UnknownField", "UnknownName"]
+__all__ = ["BY_BASE", "Registry", "UnknownField", "UnknownName", "describe_field", "summary"]
+
+BY_BASE: dict[type, Registry] = {}
+"""The registry of the classes that inherit from a base, for registries that were made with one."""
 
 _REQUIRED = object()
 
@@ -34,16 +39,21 @@ class UnknownField(ValueError):
 class Registry(Generic[T]):
     """Frozen dataclasses of one kind (`"cache"`, `"noise"`, ...) by name.
 
+    With a `base`, which all its classes then inherit from, strategies of other registries may have fields of that type:
+    they hold a strategy of this registry, given as a name, a dict with a name, or an instance.
+
     Plugins are entry points of the group `arvid.<kind>`: on the first lookup each is loaded, and registers its classes
     with the decorator. One that fails warns, spoils no other, and is named when an unknown name is asked for.
     All errors derive from `ValueError`.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, base: type[T] | None = None) -> None:
+        self.kind, self.base = kind, base
         self._classes: dict[str, type[T]] = {}
-        self._broken: dict[str, Exception] = {}
+        self._broken: dict[str, BaseException] = {}
         self._plugins_loaded = False
+        if base is not None:
+            BY_BASE[base] = self
 
     def __repr__(self) -> str:
         return f"Registry({self.kind!r}: {', '.join(sorted(self._classes))})"
@@ -96,12 +106,28 @@ class Registry(Generic[T]):
         fields = dict(spec)
         name = fields.pop("name", None)
         if not isinstance(name, str):
-            raise ValueError(f"a {self.kind} spec needs a name, like {{'name': 'x', ...}}; got {dict(spec)!r}")
+            raise ValueError(f"this {self.kind} spec needs a name, like {{'name': 'x', ...}}; got {dict(spec)!r}")
         return self._make(self.get(name), fields, f"{self.kind} {name!r}")
 
     def spec(self, instance: T) -> dict[str, Any]:
         """{"name": ..., and the fields that differ from their defaults}, in plain values: `build(spec(s)) == s`."""
         return {"name": self._name_of(instance), **self._fields_to_plain(instance)}
+
+    def change(self, instance: T, changes: Mapping[str, Any]) -> T:
+        """A copy with other values of fields. Raises as `build`.
+
+        A dict without a name changes fields of the value that is there, at any depth; one with a name replaces it.
+        """
+        return self.build(self._changed(instance, changes))
+
+    def _changed(self, value: Any, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not dataclasses.is_dataclass(value) or "name" in changes:
+            return changes
+        plain = self._to_plain(value, type(value).__name__)
+        for name, change in changes.items():
+            current = getattr(value, name, None)
+            plain[name] = self._changed(current, change) if isinstance(change, Mapping) else change
+        return plain
 
     def _name_of(self, instance: object) -> str:
         for name, cls in self._classes.items():
@@ -122,6 +148,8 @@ class Registry(Generic[T]):
             raise ValueError(f"{where}: give the class a docstring that says what it does")
         if "name" in cls.__dataclass_fields__:
             raise ValueError(f"{where}: a field cannot be called 'name', which is the strategy's name in a spec")
+        if self.base is not None and not issubclass(cls, self.base):
+            raise ValueError(f"{where}: the class must inherit from {self.base.__name__}")
         for other_name, other in self._classes.items():
             reloaded = (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__)
             if other_name == name and not reloaded:
@@ -137,10 +165,10 @@ class Registry(Generic[T]):
         for plugin in entry_points(group=f"arvid.{self.kind}"):
             try:
                 plugin.load()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._broken[plugin.name] = error
-                warnings.warn(f"{self.kind} plugin {plugin.name!r} ({plugin.value}) failed to load: {error}",
-                              RuntimeWarning, stacklevel=3)
+                warnings.warn(f"{self.kind} plugin {plugin.name!r} ({plugin.value}) failed to load: "
+                              f"{type(error).__name__}: {error}", RuntimeWarning, stacklevel=3)
 
     # Plain values and back
 
@@ -159,8 +187,9 @@ class Registry(Generic[T]):
             return value
         if isinstance(value, (tuple, list)):
             return [self._to_plain(item, field) for item in value]
-        if type(value) in self._classes.values():
-            return self.spec(value)
+        if registry := self if type(value) in self._classes.values() else _registry_of(type(value)):
+            with _naming(f"field {field}"):
+                return registry.spec(value)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return self._fields_to_plain(value)
         raise ValueError(f"field {field}: {value!r} has no plain form; use numbers, strings, tuples and dataclasses")
@@ -169,7 +198,7 @@ class Registry(Generic[T]):
         fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
         for name in plain:
             if name not in fields:
-                allowed = ", ".join(map(_describe, fields.values())) or "none"
+                allowed = ", ".join(map(describe_field, fields.values())) or "none"
                 raise UnknownField(f"{where} has no field {name!r}{_did_you_mean(name, fields)} (fields: {allowed})")
         missing = [name for name, field in fields.items() if name not in plain and _default(field) is _REQUIRED]
         if missing:
@@ -191,8 +220,16 @@ class Registry(Generic[T]):
                              for item, item_hint in zip(value, hints, strict=True))
         elif origin is list and isinstance(value, (list, tuple)):
             return [self._from_plain(item, args[0], where) for item in value]
-        elif isinstance(value, Mapping) and "name" in value:
-            return self.build(value)
+        elif isinstance(value, (str, Mapping)) and (registry := _registry_of(hint)):
+            with _naming(where):
+                built = registry.build(value)
+            if isinstance(built, hint):  # which may be narrower than the registry's base
+                return built
+        elif isinstance(value, Mapping) and "name" in value and self._may_hold(hint):
+            with _naming(where):
+                built = self.build(value)
+            if hint is Any or isinstance(built, hint):
+                return built
         elif isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
             return self._make(hint, value, where)
         elif hint is Any or (hint is tuple and isinstance(value, (list, tuple))):
@@ -201,14 +238,33 @@ class Registry(Generic[T]):
             return value
         raise ValueError(f"{where} wants {getattr(hint, '__name__', hint) if not args else hint}, got {value!r}")
 
+    def _may_hold(self, hint: Any) -> bool:
+        """Whether a field of this type may hold some strategy of this registry."""
+        return hint is Any or any(hint in cls.__mro__ for cls in self._classes.values())
+
     def _first_fit(self, value: Any, hints: Iterable[Any], where: str) -> Any:
         problems = []
-        for hint in hints:
+        for hint in hints if value is None else (hint for hint in hints if hint is not types.NoneType):
             try:
                 return self._from_plain(value, hint, where)
             except ValueError as problem:
                 problems.append(problem)
         raise ValueError("; or ".join(dict.fromkeys(map(str, problems))))
+
+
+def _registry_of(cls: Any) -> Registry | None:
+    """The registry whose base `cls` is or inherits from."""
+    bases = cls.__mro__ if isinstance(cls, type) else ()
+    return next((BY_BASE[base] for base in bases if base in BY_BASE), None)
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Put the field at fault before the message of a `ValueError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _fits(value: Any, hint: Any, origin: Any, args: tuple[Any, ...]) -> bool:
@@ -240,9 +296,16 @@ def _default(field: dataclasses.Field) -> Any:
     return _REQUIRED if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _describe(field: dataclasses.Field) -> str:
+def describe_field(field: dataclasses.Field) -> str:
+    """`name=default`, for people."""
     default = _default(field)
     return f"{field.name} (required)" if default is _REQUIRED else f"{field.name}={default!r}"
+
+
+def summary(cls: type) -> str:
+    """The first sentence of a class's docstring, on one line."""
+    paragraph = " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
+    return re.split(r"(?<=[.!?]) (?=[A-Z])", paragraph, maxsplit=1)[0]
 
 
 def _did_you_mean(name: str, allowed: Iterable[str]) -> str:

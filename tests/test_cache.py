@@ -1,5 +1,6 @@
 """Policies, plans and the store: what is seen, what survives, and what no pass may change."""
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
@@ -20,9 +21,11 @@ from arvid.cache import (
     Chunk,
     Full,
     Kind,
+    Participative,
     Pass,
     Plan,
     Ref,
+    Rolling,
     Sink,
     Window,
     make_plan,
@@ -31,7 +34,7 @@ from arvid.cache import (
 )
 from arvid.cache.store import Store, StoreShape
 from arvid.models.attention import attend
-from arvid.positional import Absolute, TimeMap
+from arvid.positional import Absolute, Relative, SinkAdjacent, TimeMap
 from arvid.positional.rotation import rotate
 from arvid.samplers import FewStep
 
@@ -467,6 +470,38 @@ def test_a_pass_never_waits_for_the_device_and_work_does_not_grow(rotated: bool)
             next(rollout)
         counts.append(ops.seen.total())
     assert max(counts[4:]) < 1.02 * min(counts[4:])  # an index where another chunk has a slice: an operation more
+
+
+FLAT = {
+    "rotated": (Sink(12, 2), None),
+    "raw": (Sink(12, 2), Relative()),
+    "rolling": (Rolling(12, chunk=2), None),
+    "int8": (Sink(12, 2, codec="int8"), None),
+    "participative": (Participative(12, 2, 4, 10), SinkAdjacent()),
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+@pytest.mark.parametrize("late", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_chunk_2000_costs_what_chunk_100_does(name: str, late: int) -> None:
+    """The same operations and bytes, summed over 20 chunks, in which every view comes round again."""
+    policy, time = FLAT[name]
+    spec = dataclasses.replace(SPEC, num_blocks=1, dim=24, num_heads=1, ffn_dim=8)
+    dit, ops, held = tiny_dit(spec), {}, {}
+    denoiser = cached(dit, randn(1, 5, SPEC.text_dim), policy, time=time, pages=policy.capacity(2, 2) or 0)
+    x = randn(1, 2, SPEC.in_channels, 4, 6)
+    for index in range(late + 20):
+        chunk = Chunk(2 * index, 2, 0.5, index)
+        with Ops() if 100 <= index < 120 or index >= late else contextlib.nullcontext() as counter:
+            denoiser(x, (chunk,))
+            denoiser.commit(x, (chunk,))
+        if counter:
+            start = 100 if index < late else late
+            ops.setdefault(start, Counter()).update(counter.seen)
+            held.setdefault(start, Counter())[denoiser.store.live_bytes] += 1
+    assert ops[100] == ops[late]
+    assert held[100] == held[late]
+    assert denoiser.store.pages() == policy.capacity(2, 2)
 
 
 @pytest.mark.parametrize("value", ["9", 9.5, True, float("nan")])

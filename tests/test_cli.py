@@ -10,18 +10,12 @@ from typing import Any
 
 import imageio.v3 as iio
 import pytest
+from command import Ran, ran
 from random_model import RED
 
 import arvid
-from arvid.cli import generate, main
+from arvid.cli import generate
 from arvid.models.text import BUNDLED_GRAMMAR, sentences
-
-
-class Ran:
-    """What one run of the command returned and wrote."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
 
 
 @pytest.fixture
@@ -29,13 +23,7 @@ def run(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.chdir(tmp_path)
 
     def call(*argv: str, model: str | Path | None = weights) -> Ran:
-        try:
-            status = main([*argv, *(("--model", str(model)) if model is not None else ())])
-        except SystemExit as exit_:  # argparse
-            status = exit_.code
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Ran(status, captured.out, captured.err)  # pyright: ignore[reportArgumentType]
+        return ran(capsys, *argv, *(("--model", str(model)) if model is not None else ()))
 
     return call
 
@@ -166,9 +154,11 @@ def test_a_warning_is_one_line_without_source(run: Any) -> None:
 def test_help_teaches(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     ran = run("generate", "--help", model=None)
     assert ran.status == 0
-    for word in ("--seconds", "--frames", "--seed", "--size", "--scale", "--model", "--device", "--preset", ".gif"):
+    for word in ("--seconds", "--frames", "--seed", "--size", "--scale", "--model", "--device", "--preset", "--set",
+                 "--use", ".gif"):
         assert word in ran.out
-    assert "generate" in run("--help", model=None).out
+    for command in ("generate", "list", "show"):
+        assert command in run("--help", model=None).out
     assert run("--version", model=None).out == f"arvid {arvid.__version__}\n"
     assert run(model=None).status == 2
     assert run("generat", "x", model=None).status == 2
@@ -177,7 +167,7 @@ def test_help_teaches(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_says_what_the_bundled_model_knows() -> None:
     assert BUNDLED_GRAMMAR in " ".join(generate.HELP.split())
     prompts = [line.split('"')[1] for line in generate.EXAMPLES.splitlines() if '"' in line]
-    assert len(prompts) == 3
+    assert len(prompts) == 4
     assert set(prompts) <= set(sentences(BUNDLED_GRAMMAR))
 
 

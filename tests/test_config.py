@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import tomllib
 import warnings
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_model import CARD, random_parts
 
 from arvid import Pipeline, PipelineConfig, preset
-from arvid.cache import Full, Sink, Window
+from arvid.cache import CACHE, CachePolicy, Full, Pass, Ref, Sink, Window
 from arvid.config import REGISTRIES
 from arvid.models.specs import CARDS, card
-from arvid.noise import IID
+from arvid.noise import IID, NOISE, NoisePrior
 from arvid.noise.base import APPLY_TO
 from arvid.positional import Absolute, Rope
-from arvid.presets import warn_if_foreign
+from arvid.presets import METHODS, STUDENTS, Method, describe, warn_if_foreign
+from arvid.registry import Registry
 from arvid.samplers import FewStep
 
 STEPS = st.lists(st.integers(1, 1000), min_size=1, max_size=5, unique=True).map(lambda s: tuple(sorted(s)[::-1]))
@@ -43,6 +48,55 @@ MAYBE = {
 CONFIGS = st.fixed_dictionaries({}, optional=MAYBE).map(lambda given: PipelineConfig(**given))
 
 
+class Mood:
+    """A kind of its own, which noise may have a strategy of."""
+
+
+MOOD: Registry[Mood] = Registry("mood", Mood)
+
+
+@MOOD.register("calm")
+@dataclass(frozen=True)
+class Calm(Mood):
+    """A strategy inside a strategy."""
+
+    depth: float = 0.0
+    then: Mood | None = None
+
+
+@dataclass(frozen=True)
+class Odd(NoisePrior):
+    """Values of every kind; registered by tests that need it."""
+
+    x: float = 0.0
+    texts: tuple[str, ...] = ()
+    table: tuple[tuple[float, ...], ...] = ((1.0,), ())
+    mood: Mood | None = None
+    moods: tuple[Mood, ...] = ()
+    limit: int | None = 3
+    limits: tuple[int | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chunked(CachePolicy):
+    """Has a chunk of its own; registered by tests that need it."""
+
+    chunk: int | None = None
+    window: int | None = None
+
+    def select(self, held: Sequence[Ref], new: Pass) -> Sequence[Ref]:
+        return held
+
+
+FLOATS = st.floats(allow_nan=False)
+MOODS = st.recursive(st.builds(Calm, FLOATS), lambda inner: st.builds(Calm, FLOATS, inner), max_leaves=3)
+ODDS = st.builds(
+    Odd, x=FLOATS, texts=st.lists(st.text(), max_size=3).map(tuple),
+    table=st.lists(st.lists(FLOATS, max_size=2).map(tuple), max_size=2).map(tuple), mood=st.none() | MOODS,
+    moods=st.lists(MOODS, max_size=2).map(tuple), limit=st.integers(), limits=st.lists(st.integers()).map(tuple),
+)  # fmt: skip
+
+
 def is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
@@ -61,10 +115,76 @@ def test_plain_values_and_back(config: PipelineConfig) -> None:
 
 @pytest.mark.parametrize("key", REGISTRIES)
 def test_every_registered_strategy_makes_the_round_trip_by_its_name(key: str) -> None:
-    for name in REGISTRIES[key][0].names():
+    for name in REGISTRIES[key].names():
         config = PipelineConfig.from_dict({key: name})
         assert config.to_dict() == {key: {"name": name}}
         assert PipelineConfig.from_dict(config.to_dict()) == config
+
+
+# TOML
+
+
+@settings(max_examples=15, deadline=None)
+@given(CONFIGS, st.none() | ODDS)
+def test_toml_and_back(config: PipelineConfig, odd: Odd | None) -> None:
+    with patch.dict(NOISE._classes, {"odd": Odd}):
+        config = config if odd is None else config.replace(noise=odd)
+        again = PipelineConfig.from_dict(tomllib.loads(config.to_toml()))
+        assert again == config
+        assert repr(again) == repr(config)  # == alone would take 1 for 1.0, and -0.0 for 0.0
+        assert again.to_toml() == config.to_toml()
+
+
+@pytest.mark.parametrize(("odd", "field"), [(Odd(limit=None), "noise.limit"), (Odd(limits=(1, None)), "noise.limits")])
+def test_toml_has_no_none(odd: Odd, field: str) -> None:
+    with patch.dict(NOISE._classes, {"odd": Odd}):
+        with pytest.raises(ValueError, match=f"^{field}: None is not the default here"):
+            PipelineConfig(noise=odd).to_toml()
+        assert PipelineConfig.from_dict(PipelineConfig(noise=odd).to_dict()).noise == odd
+
+
+def test_a_file_is_read_on_top_of_its_preset(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text('chunk = 2\ncache = "full"\n[noise]\nname = "iid"\napply_to = "all"\n')
+    assert PipelineConfig.load(file) == PipelineConfig(chunk=2, cache=Full(), noise=IID("all"))
+    file.write_text('preset = "self_forcing"\nchunk = 2\n[cache]\nname = "sink"\nsink = 4\n')
+    assert PipelineConfig.load(str(file)) == preset("self_forcing").replace(chunk=2, cache=Sink(sink=4))
+    file.write_text("")
+    assert PipelineConfig.load(file) == PipelineConfig()
+    file.write_bytes(preset("self_forcing").to_toml().replace("\n", "\r\n").encode())
+    assert PipelineConfig.load(file) == preset("self_forcing")
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"chunk = 3\ncache == 'full'\n", r"is no TOML: .*line 2"),
+    (b"chunk = 3\nchunk = 4\n", r"is no TOML: .*line 2"),
+    (b"# caf\xe9\nchunk = 3\n", "is no TOML, which is UTF-8 text: .*0xe9"),
+    (b"cash = 'full'\n", r": a configuration has no key 'cash'; did you mean 'cache'\?"),
+    (b"prest = 'x'\n", r": a configuration has no key 'prest'; did you mean 'preset'\?"),
+    (b"preset = 'self_forcng'\n", r": no preset is called 'self_forcng'; did you mean 'self_forcing'\?"),
+    (b"preset = 3\n", ": preset = 3: a preset is given by its name"),
+    (b"preset = ''\n", ": no preset is called ''"),
+    (b"chunk = 2020-01-01\n", r": chunk=datetime.date\(2020, 1, 1\)"),
+    (b"cache = 3\n", ": 3 is no registered cache strategy"),
+    (b"[cache]\nwindow = 3\n", ": this cache spec needs a name"),
+    (b"[cache]\nname = 'window'\nwindow = 'wide'\n", ": cache 'window', field window wants int, got 'wide'"),
+    (b"preset = 'self_forcing'\nchunk = 22\n", ": .* with chunk=22 do not fit each other"),
+])  # fmt: skip
+def test_what_is_wrong_in_a_file_is_named_with_the_file(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "my.toml"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{file}.*{message}"):
+        PipelineConfig.load(file)
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"there is no file {tmp_path}/none.toml"):
+        PipelineConfig.load(tmp_path / "none.toml")
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder: give a TOML file"):
+        PipelineConfig.load(tmp_path)
+
+
+# What a card fills in
 
 
 @given(CONFIGS)
@@ -107,9 +227,6 @@ def test_mistakes_are_named(make: Any, message: str) -> None:
         make()
 
 
-# What a card fills in
-
-
 def test_a_card_fills_in_its_settings() -> None:
     sampler = FewStep((1000, 500), 3.0, 0.0)
     assert PipelineConfig().resolve(CARD) == PipelineConfig(Rope(), Absolute(), IID(), Window(6), sampler, 2)
@@ -126,6 +243,29 @@ def test_without_a_card_all_that_is_missing_is_named() -> None:
         PipelineConfig(cache=Window(), sampler=FewStep((500,))).resolve()
     given_all = PipelineConfig(cache=Window(6), sampler=FewStep((500,), 1.0, 0.0), chunk=1).resolve()
     assert (given_all.rotary, given_all.time, given_all.noise) == (Rope(), Absolute(), IID())
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_a_chunk_in_a_strategy_is_the_configurations(chunk: int | None) -> None:
+    with patch.dict(CACHE._classes, {"chunked": Chunked}):
+        config = PipelineConfig(cache="chunked", chunk=chunk)
+        resolved = config.resolve(CARD)
+        assert resolved.cache == Chunked(chunk=resolved.chunk, window=6)
+        assert resolved.chunk == (chunk or 2)
+        assert config.replace(cache=Chunked(chunk=1, window=5)).resolve(CARD).cache == Chunked(1, 5)
+
+        bare = config.replace(cache=Chunked(window=5), sampler=FewStep((500,), 1.0, 0.0))
+        if chunk:
+            assert bare.resolve().cache == Chunked(chunk, 5)
+        else:
+            with pytest.raises(ValueError, match=r"^chunk, cache\.chunk: None"):
+                bare.resolve()
+
+
+def test_choosing_names_strategies_and_leaves_their_fields_to_the_card() -> None:
+    assert PipelineConfig().choose(CARD) == PipelineConfig(Rope(), Absolute(), IID(), Window(), FewStep())
+    assert PipelineConfig(cache=Full(), chunk=1).choose() == PipelineConfig(Rope(), Absolute(), IID(), Full(), chunk=1)
+    assert PipelineConfig().choose(replace(CARD, sink=1)).cache == Sink()
 
 
 # What does not fit
@@ -182,6 +322,26 @@ def test_no_warning_where_nothing_differs() -> None:
 
 
 @pytest.mark.parametrize("name", [3, None, ["self_forcing"]])
-def test_a_preset_is_given_by_name(name):
+@pytest.mark.parametrize("ask", [preset, describe])
+def test_a_preset_is_given_by_name(ask, name):
     with pytest.raises(TypeError, match="a preset is given by its name"):
-        preset(name)
+        ask(name)
+
+
+@pytest.mark.parametrize("name", [*STUDENTS, *METHODS])
+def test_every_preset_can_be_built_and_says_its_source_in_one_line(name: str) -> None:
+    assert preset(name) == PipelineConfig.from_dict(preset(name).to_dict())
+    assert "arXiv" in describe(name)
+    assert describe(name).isprintable()
+
+
+def test_a_method_is_built_when_it_is_asked_for() -> None:
+    whole = Method({"cache": {"name": "sink", "sink": 1}, "chunk": 2}, "Keeps the first frame (arXiv 2309.17453).")
+    broken = Method({"cache": "not_there_yet"}, "Its strategy comes from a plugin.")
+    with patch.dict(METHODS, {"whole": whole, "broken": broken}):
+        assert preset("whole") == PipelineConfig(cache=Sink(sink=1), chunk=2)
+        assert describe("whole") == whole.description
+        with pytest.raises(ValueError, match="no cache strategy is called 'not_there_yet'"):
+            preset("broken")
+        with pytest.raises(ValueError, match=r"did you mean 'whole'\? \(presets: broken, .*self_forcing"):
+            describe("whol")

@@ -239,7 +239,7 @@ class CachePolicy(ABC):
         return chosen
 
 
-CACHE: Registry[CachePolicy] = Registry("cache")
+CACHE: Registry[CachePolicy] = Registry("cache", CachePolicy)
 
 
 def view(policy: CachePolicy, held: Sequence[Ref], new: Pass) -> tuple[Ref, ...]:

@@ -14,9 +14,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["NAMES", "Codec", "Exact", "Fp8", "Int8", "Pages", "codecs"]
+from .base import CODECS
 
-NAMES = ("bf16", "int8", "fp8")
+__all__ = ["Codec", "Exact", "Fp8", "Int8", "Pages", "codecs"]
+
 DIMS = tuple(range(5))  # of what is encoded: [B, F, tokens, h, d]
 
 
@@ -79,13 +80,14 @@ class Scaled(Codec):
     def encode(self, x_BFNhd: Tensor) -> tuple[Tensor, ...]:
         x = x_BFNhd.float()
         scale = x.abs().amax(self.over, keepdim=True) / self.top
+        # Infinite scales would do, were what NaN is as a whole number the same everywhere.
         scale = scale.masked_fill(scale < torch.finfo(scale.dtype).tiny, 0).masked_fill(scale.isinf(), torch.nan)
         words = x / scale.masked_fill(scale == 0, 1)
         return (words if self.byte.is_floating_point else words.round()).to(self.byte), scale
 
     def decode(self, codes: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
         words, scale = codes
-        return (words.to(torch.promote_types(dtype, scale.dtype)) * scale).to(dtype)
+        return (words.to(dtype) * scale).to(dtype)  # words are exact in any dtype, products at least float32
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def codecs(name: str | None, dtype: torch.dtype) -> tuple[Codec, Codec]:
         "fp8": (Fp8(), Fp8()),
     }
     if name not in known:
-        raise ValueError(f"no codec is called {name!r}: pages are stored as {', '.join(NAMES)}, or None for the "
+        raise ValueError(f"no codec is called {name!r}: pages are stored as {', '.join(CODECS)}, or None for the "
                          "model's dtype")
     return known[name]
 

@@ -31,7 +31,7 @@ class Event(ABC):
         """Those of the held `frames`, sorted, that stay; the first `sinks` of them are the sinks."""
 
 
-EVENT: Registry[Event] = Registry("event")
+EVENT: Registry[Event] = Registry("event", Event)
 
 
 @EVENT.register("flush")

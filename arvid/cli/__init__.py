@@ -1,4 +1,7 @@
-"""The `arvid` command: one file a subcommand, each with `add(subparsers)` and `run(arguments) -> exit status`."""
+"""The `arvid` command: one file a subcommand, each with `add(subparsers)` and `run(arguments) -> exit status`.
+
+`configs` is what the subcommands that take a configuration share.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from typing import Any
 
 from arvid import __version__
 
-from . import generate
+from . import generate, listing, show
 
 __all__ = ["COMMANDS", "main", "parser"]
 
-COMMANDS = (generate,)
+COMMANDS = (generate, listing, show)
 
 
 def parser() -> argparse.ArgumentParser:

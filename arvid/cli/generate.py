@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from . import configs
+
 if TYPE_CHECKING:
     from arvid.pipeline import Progress
 
 __all__ = ["add", "run"]
 
 HELP = """\
-Make a video of PROMPT with a model's own settings, or with a preset's.
+Make a video of PROMPT with a model's own settings, or with those of CONFIG.
 
 The bundled model is small, runs on a CPU, and knows sentences of one form:
   a {red|green|blue|yellow|orange|purple|pink|cyan} {ball|square|triangle}
@@ -27,6 +29,7 @@ examples:
   arvid generate "a red ball bounces around on a navy background" -o ball.mp4
   arvid generate "a cyan square moves in a circle on a black background" --seconds 30 --seed 7 -o square.gif
   arvid generate "a pink ball moves up and down on a navy background" -o sheet.png    (a contact sheet)
+  arvid generate "a red ball bounces around on a navy background" --set cache.name=sink --set cache.sink=1
 """
 
 
@@ -41,7 +44,7 @@ def add(commands: Any) -> None:
         "-o", "--output", metavar="FILE", default="arvid.mp4",
         help=".mp4, .gif, or .png for a contact sheet; replaces an older file (default: %(default)s)",
     )  # fmt: skip
-    p.add_argument("--preset", metavar="NAME", help="a method by name; without one, the model's own settings")
+    configs.add(p, "--preset")
     length = p.add_mutually_exclusive_group()
     length.add_argument(
         "--seconds", type=_seconds, help="length, rounded to whole chunks (default: that of the training clips)"
@@ -52,7 +55,6 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--scale", type=_whole, help="enlarge every pixel by this factor in the file (default: until well visible)"
     )
-    p.add_argument("--model", metavar="FOLDER", help="weights (default: the bundled model)")
     p.add_argument("--device", default="cpu", help="where to run: cpu, cuda, cuda:1, ... (default: %(default)s)")
     p.add_argument("--quiet", action="store_true", help="no progress, which is shown on a terminal only")
     p.set_defaults(run=run)
@@ -63,9 +65,13 @@ def run(arguments: argparse.Namespace) -> int:
     from arvid.video import check_output
 
     check_output(arguments.output)
+    config, name = configs.chosen(arguments)
     from arvid.pipeline import Pipeline  # torch is slow to import: bad paths are refused without it
+    from arvid.presets import warn_if_foreign
 
-    pipe = Pipeline.load(arguments.preset, model=arguments.model, device=arguments.device)
+    if name is not None:
+        warn_if_foreign(name, configs.card_of(arguments))
+    pipe = Pipeline.load(config, model=arguments.model, device=arguments.device)
     width, height = arguments.size or (None, None)
     with _progress_line(arguments.quiet or not sys.stderr.isatty()) as show:
         video = pipe(

@@ -224,7 +224,7 @@ class NoisePrior:
         return weights_FS @ weights_FS.T
 
 
-NOISE: Registry[NoisePrior] = Registry("noise")
+NOISE: Registry[NoisePrior] = Registry("noise", NoisePrior)
 
 
 def _sources(recipes: Sequence[Recipe]) -> list[Source]:

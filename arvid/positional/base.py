@@ -52,5 +52,5 @@ class TimeMap(ABC):
         """
 
 
-ROTARY: Registry[Rotary] = Registry("rotary")
-TIME: Registry[TimeMap] = Registry("time")
+ROTARY: Registry[Rotary] = Registry("rotary", Rotary)
+TIME: Registry[TimeMap] = Registry("time", TimeMap)

@@ -67,4 +67,4 @@ class Sampler(ABC):
         """
 
 
-SAMPLER: Registry[Sampler] = Registry("sampler")
+SAMPLER: Registry[Sampler] = Registry("sampler", Sampler)

@@ -1,0 +1,138 @@
+"""CONFIG on the command line: a preset or a TOML file, `--set` on top of it, and the user's strategies by `--use`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tomllib
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from arvid.config import PipelineConfig
+    from arvid.models.specs import Card
+
+__all__ = ["add", "add_use", "card_of", "chosen", "use"]
+
+
+def add(parser: argparse.ArgumentParser, option: str | None = None) -> None:
+    """The arguments of a command that takes a configuration: CONFIG, by position or as `option`, and what goes with it.
+
+    `chosen` and `card_of` read them.
+    """
+    place: dict[str, Any] = {"dest": "config"} if option else {"nargs": "?"}
+    parser.add_argument(
+        option or "config", metavar="CONFIG", **place,
+        help="a preset's name or a .toml file (arvid list, arvid show); without one, the model's own settings",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[],
+        help="change a value: cache.window=12 keeps the cache's other fields, cache=full or cache.name=full replaces "
+        "it; VALUE is TOML or a bare word; repeatable",
+    )  # fmt: skip
+    add_use(parser)
+    parser.add_argument("--model", metavar="FOLDER", help="weights (default: the bundled model)")
+
+
+def add_use(parser: argparse.ArgumentParser) -> None:
+    """The argument `--use`, for `use`."""
+    parser.add_argument(
+        "--use", metavar="FILE.py", action="append", default=[], help="run this file, which registers strategies; "
+        "repeatable",
+    )  # fmt: skip
+
+
+def chosen(arguments: argparse.Namespace) -> tuple[PipelineConfig, str | None]:
+    """The configuration asked for, what it leaves to the card still None, and the preset it is or starts from.
+
+    `--set` reaches through a None to what the model's card means by it. Raises `ValueError` naming the argument, file,
+    key or field at fault.
+    """
+    use(arguments.use)
+    from arvid.config import REGISTRIES
+
+    config, name = _named(arguments.config)
+    changes = _tree(arguments.set)
+    for key, change in changes.items():
+        if key in REGISTRIES and isinstance(change, dict) and "name" not in change:
+            current = getattr(config, key)
+            if current is None:
+                current = getattr(config.choose(card_of(arguments)), key)
+            changes[key] = REGISTRIES[key].change(current, change)
+    return config.replace(**changes), name
+
+
+def card_of(arguments: argparse.Namespace) -> Card:
+    """The card of the weights asked for; raises as `load_card`."""
+    from arvid.models.weights import BUNDLED, load_card
+
+    return load_card(BUNDLED if arguments.model is None else arguments.model)
+
+
+def use(files: Iterable[str]) -> None:
+    """Run files of Python, each once however often it is named. Raises `ValueError` naming file, line and error."""
+    for file in files:
+        path = str(Path(file).resolve())
+        if path in sys.modules:
+            continue
+        try:
+            source = Path(path).read_bytes()
+        except OSError as error:
+            raise ValueError(f"--use {file}: {error.strerror}") from error
+        # Dataclasses find their module in sys.modules; under its path no two files clash, and errors name the file.
+        module = sys.modules[path] = ModuleType(path)
+        module.__file__ = path
+        try:
+            exec(compile(source, path, "exec", dont_inherit=True), vars(module))
+        except (Exception, SystemExit) as error:
+            del sys.modules[path]
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+            line = lines[-1] if lines else getattr(error, "lineno", None)
+            message = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+            where = f"--use {file}" + (f", line {line}" if line else "")
+            raise ValueError(f"{where}: {type(error).__name__}: {message}") from error
+
+
+def _named(config: str | None) -> tuple[PipelineConfig, str | None]:
+    from arvid.config import PipelineConfig, read
+    from arvid.presets import preset
+
+    if config is None:
+        return PipelineConfig(), None
+    if config.endswith(".toml"):
+        return read(config)
+    try:
+        return preset(config), config
+    except ValueError as error:
+        raise ValueError(f"{error}; a file's name ends in .toml") from error
+
+
+def _tree(assignments: Iterable[str]) -> dict[str, Any]:
+    """["cache.window=12", "chunk=3"] as {"cache": {"window": 12}, "chunk": 3}; a later value replaces an earlier."""
+    tree: dict[str, Any] = {}
+    for text in assignments:
+        path, equals, value = text.partition("=")
+        *tables, key = (part.strip() for part in path.split("."))
+        if not equals or not all((*tables, key)):
+            raise ValueError(f"--set {text}: give KEY=VALUE, such as cache.window=12")
+        table = tree
+        for part in tables:
+            inner = table.get(part, {})
+            table[part] = {"name": inner} if isinstance(inner, str) else inner
+            table = table[part]
+            if not isinstance(table, dict):
+                raise ValueError(f"--set {text}: {part} is {table!r} by an earlier --set, and has no fields")
+        table[key] = _value(text, value.strip())
+    return tree
+
+
+def _value(text: str, value: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        if value.startswith(("[", "{", '"', "'")):
+            raise ValueError(f"--set {text}: {value} is no TOML: {error}") from error
+        return value

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor
 
-from arvid.cache import Chunk
+from arvid.cache import EVENT, Chunk, Event
 from arvid.config import PipelineConfig
 from arvid.geometry import check_size, chunk_layout, latent_frames, pixel_frames
 from arvid.models.denoiser import CachedDenoiser
@@ -24,6 +26,7 @@ from arvid.models.vae_stream import DecodeStream
 from arvid.models.weights import BUNDLED, load_card, load_parts
 from arvid.noise import Kind, NoisePrior, seeds
 from arvid.presets import preset, warn_if_foreign
+from arvid.prompts import Prompts, Schedule, parse
 from arvid.samplers import Emit
 from arvid.video import Video
 
@@ -35,6 +38,7 @@ MOST_FRAMES = 1_000_000
 T = TypeVar("T")
 Pieces = Generator[T, None, None]
 Seed = int | Sequence[int]
+Change = Event | str | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -120,38 +124,49 @@ class Pipeline:
 
     @overload
     def __call__(
-        self, prompt: str, seconds: float | None = None, *, frames: int | None = None, height: int | None = None,
-        width: int | None = None, seed: Seed = 0, progress: Report | None = None,
+        self, prompt: str | Schedule, seconds: float | None = None, *, frames: int | None = None,
+        height: int | None = None, width: int | None = None, seed: Seed = 0, on_change: Change = None,
+        progress: Report | None = None,
     ) -> Video: ...  # fmt: skip
     @overload
     def __call__(
         self, prompt: Sequence[str], seconds: float | None = None, *, frames: int | None = None,
-        height: int | None = None, width: int | None = None, seed: Seed = 0, progress: Report | None = None,
+        height: int | None = None, width: int | None = None, seed: Seed = 0, on_change: Change = None,
+        progress: Report | None = None,
     ) -> list[Video]: ...  # fmt: skip
     def __call__(
-        self, prompt: str | Sequence[str], seconds: float | None = None, *, frames: int | None = None,
-        height: int | None = None, width: int | None = None, seed: Seed = 0, progress: Report | None = None,
+        self, prompt: str | Schedule | Sequence[str], seconds: float | None = None, *, frames: int | None = None,
+        height: int | None = None, width: int | None = None, seed: Seed = 0, on_change: Change = None,
+        progress: Report | None = None,
     ) -> Video | list[Video]:  # fmt: skip
         """A video of the prompt, or for a list of prompts one each: the pieces of `stream`, joined. Raises as it."""
-        pieces = list(self._begin(prompt, seconds, frames, height, width, seed, progress))
+        prompts = parse(prompt)
+        pieces = list(self._begin(prompts, seconds, frames, height, width, seed, on_change, progress))
         videos = [Video.concat(row) for row in zip(*pieces, strict=True)]
-        return videos[0] if isinstance(prompt, str) else videos
+        return videos if prompts.batch else videos[0]
 
     @overload
     def stream(
-        self, prompt: str, seconds: float | None = None, *, frames: int | None = None, height: int | None = None,
-        width: int | None = None, seed: Seed = 0, progress: Report | None = None,
+        self, prompt: str | Schedule, seconds: float | None = None, *, frames: int | None = None,
+        height: int | None = None, width: int | None = None, seed: Seed = 0, on_change: Change = None,
+        progress: Report | None = None,
     ) -> Pieces[Video]: ...  # fmt: skip
     @overload
     def stream(
         self, prompt: Sequence[str], seconds: float | None = None, *, frames: int | None = None,
-        height: int | None = None, width: int | None = None, seed: Seed = 0, progress: Report | None = None,
+        height: int | None = None, width: int | None = None, seed: Seed = 0, on_change: Change = None,
+        progress: Report | None = None,
     ) -> Pieces[list[Video]]: ...  # fmt: skip
     def stream(
-        self, prompt: str | Sequence[str], seconds: float | None = None, *, frames: int | None = None,
-        height: int | None = None, width: int | None = None, seed: Seed = 0, progress: Report | None = None,
+        self, prompt: str | Schedule | Sequence[str], seconds: float | None = None, *, frames: int | None = None,
+        height: int | None = None, width: int | None = None, seed: Seed = 0, on_change: Change = None,
+        progress: Report | None = None,
     ) -> Pieces[Video] | Pieces[list[Video]]:  # fmt: skip
         """Pieces of the video, one a chunk, as each chunk is final; for a list of prompts a list of pieces.
+
+        A list of (seconds, prompt), the first at 0, changes the prompt as it runs, from the first chunk on that starts
+        at that time or later. Before that chunk `on_change` happens to what is held: an event, its name or its spec;
+        None is the cache policy's own.
 
         Length is `seconds`, rounded to whole chunks, or exactly `frames` latent frames; neither: the training clips'.
         `height` and `width` are pixels (None: the card's). `seed` is an int, the same noise for every row, or one a
@@ -160,24 +175,45 @@ class Pipeline:
         pass; values that are not finite raise `FloatingPointError` in place of their chunk, and a sampler that leaves
         frames out `ValueError`.
         """
-        pieces = self._begin(prompt, seconds, frames, height, width, seed, progress)
-        return (row[0] for row in pieces) if isinstance(prompt, str) else pieces
+        prompts = parse(prompt)
+        pieces = self._begin(prompts, seconds, frames, height, width, seed, on_change, progress)
+        return pieces if prompts.batch else (row[0] for row in pieces)
 
     def _begin(
-        self, prompt: str | Sequence[str], seconds: float | None, frames: int | None, height: int | None,
-        width: int | None, seed: Seed, progress: Report | None,
+        self, prompts: Prompts, seconds: float | None, frames: int | None, height: int | None, width: int | None,
+        seed: Seed, on_change: Change, progress: Report | None,
     ) -> Pieces[list[Video]]:  # fmt: skip
         """Check a request and start on it."""
         if self.vae is None or self.text is None or self.card is None:
             lacks = [name for name in ("vae", "text", "card") if getattr(self, name) is None]
             raise ValueError(f"a video needs {', '.join(lacks)}, which this pipeline lacks; latents(text=...) does not")
-        prompts = _prompts(prompt)
-        rows = seeds(seed, len(prompts))
+        rows = seeds(seed, len(prompts.first))
         total = self._length(seconds, frames)
         sides = self._sides(height, width)
         size = check_size(*sides, space_stride=self.vae.spec.space_stride, patch=self.dit.spec.patch)
-        return self._pieces(self.vae, self.card.fps, self._rollout(self.text.encode(prompts), total, size, rows),
-                            pixel_frames(total, self.vae.spec.time_stride), progress)  # fmt: skip
+        later, event = self._later(prompts, total), self._event(on_change)
+        emits = self._rollout(self.text.encode(prompts.first), total, size, rows, later, event)
+        return self._pieces(self.vae, self.card.fps, emits, pixel_frames(total, self.vae.spec.time_stride), progress)
+
+    def _later(self, prompts: Prompts, total: int) -> list[tuple[int, Tensor]]:
+        """The frames from which on other prompts run, and their embeddings."""
+        assert self.card and self.text
+        changes = []
+        for seconds, prompt in prompts.later:
+            frame = math.ceil(seconds * self.card.fps / self.card.vae.time_stride)
+            if frame >= total:
+                raise ValueError(f"the prompt {prompt!r} begins at {seconds:g} s, when the video of {total} latent "
+                                 "frames is over: give an earlier time or a longer video")
+            changes.append((frame, self.text.encode([prompt])))
+        return changes
+
+    def _event(self, on_change: Change) -> Event | None:
+        """What a change of the prompt does. Raises `ValueError` for what the cache policy cannot do."""
+        policy = self.config.cache
+        assert policy
+        if on_change is not None:
+            policy = dataclasses.replace(policy, on_change=EVENT.build(on_change))
+        return policy.on_change
 
     @staticmethod
     def _pieces(
@@ -203,10 +239,13 @@ class Pipeline:
         """
         if (text is None) == (prompt is None):
             raise ValueError("give either text, embeddings [B, L, D], or prompt")
-        if text is None:
+        if prompt is not None:
             if self.text is None:
                 raise ValueError("a prompt needs a text encoder, which this pipeline lacks: give text=[B, L, D]")
-            text = self.text.encode(_prompts(prompt))
+            prompts = parse(prompt)
+            if prompts.later:
+                raise ValueError("latents are of one prompt each: use stream for prompts that change")
+            text = self.text.encode(prompts.first)
         if not isinstance(text, Tensor) or not text.is_floating_point():
             kind = text.dtype if isinstance(text, Tensor) else type(text).__name__
             raise TypeError(f"text must be a floating point tensor [B, L, D], got {kind}")
@@ -217,17 +256,22 @@ class Pipeline:
         emits = self._rollout(text, self._length(None, frames), size, seeds(seed, len(text)))
         return torch.cat([emit.x0 for emit in emits], 1)
 
-    def _rollout(self, text: Tensor, total: int, size: tuple[int, int], rows: tuple[int, ...]) -> Iterator[Emit]:
+    def _rollout(
+        self, text: Tensor, total: int, size: tuple[int, int], rows: tuple[int, ...],
+        later: Sequence[tuple[int, Tensor]] = (), on_change: Event | None = None,
+    ) -> Iterator[Emit]:  # fmt: skip
         config, spec, weight = self.config, self.dit.spec, self.dit.patch_embedding.weight
         assert config.cache and config.sampler and config.time and config.rotary and config.noise and config.chunk
         with torch.no_grad():
-            prepared = self.dit.prepare_text(text.to(weight))
+            prepared, *others = (self.dit.prepare_text(each.to(weight)) for each in (text, *(x for _, x in later)))
         most = config.cache.capacity(config.chunk, config.sampler.in_flight(config.chunk))
         denoiser = CachedDenoiser(
             self.dit, prepared, policy=config.cache, time=config.time, rotary=config.rotary, batch=len(text), size=size,
             pages=total if most is None else min(total, most), horizon=total,
             train_horizon=self.card.train_horizon if self.card else None,
         )  # fmt: skip
+        for (frame, _), other in zip(later, others, strict=True):
+            denoiser.change(frame, other, on_change)
         noise = KeyedNoise(config.noise, rows, (spec.in_channels, *size), weight)
         _, layout = chunk_layout(total, config.chunk)
         chunks = [Chunk(start, n, index=i) for i, (start, n) in enumerate(layout)]
@@ -290,16 +334,6 @@ def _chosen(config: str | PipelineConfig | None, card: Card | None) -> PipelineC
     if config is not None and not isinstance(config, PipelineConfig):
         raise TypeError(f"config={config!r}: give a preset's name or a PipelineConfig (PipelineConfig.from_dict)")
     return config or PipelineConfig()
-
-
-def _prompts(prompt: Any) -> list[str]:
-    if isinstance(prompt, str):
-        return [prompt]
-    if not isinstance(prompt, Sequence):
-        raise TypeError(f"prompt must be a string or a list of strings, got {prompt!r}")
-    if not prompt:
-        raise ValueError("the list of prompts is empty; give at least one")
-    return list(prompt)
 
 
 def _whole(**numbers: int) -> None:

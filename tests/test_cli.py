@@ -11,7 +11,7 @@ from typing import Any
 import imageio.v3 as iio
 import pytest
 from command import Ran, ran
-from random_model import RED
+from random_model import BLUE, RED
 
 import arvid
 from arvid.cli import generate
@@ -155,7 +155,7 @@ def test_help_teaches(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     ran = run("generate", "--help", model=None)
     assert ran.status == 0
     for word in ("--seconds", "--frames", "--seed", "--size", "--scale", "--model", "--device", "--preset", "--set",
-                 "--use", ".gif"):
+                 "--use", "--then", ".gif"):
         assert word in ran.out
     for command in ("generate", "list", "show"):
         assert command in run("--help", model=None).out
@@ -164,10 +164,22 @@ def test_help_teaches(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("generat", "x", model=None).status == 2
 
 
+def test_a_prompt_changes_while_it_runs(run: Any, tmp_path: Path) -> None:
+    argv = ("generate", RED, "-o", "a.png", "--frames", "6", "--then", "0.4", BLUE)
+    assert run(*argv, "--set", "cache.on_change=recommit").status == 0
+    changed = (tmp_path / "a.png").read_bytes()
+    assert run(*argv, "--set", "cache.on_change=reset").status == 0
+    assert (tmp_path / "a.png").read_bytes() != changed
+    for bad, message in (("x", "--then: 'x' is not a positive number of seconds"), ("9", "begins at 9 s, when")):
+        ran = run("generate", RED, "--frames", "6", "--then", bad, BLUE)
+        assert (ran.status, ran.out) == (2, "")
+        assert message in ran.err
+
+
 def test_help_says_what_the_bundled_model_knows() -> None:
     assert BUNDLED_GRAMMAR in " ".join(generate.HELP.split())
     prompts = [line.split('"')[1] for line in generate.EXAMPLES.splitlines() if '"' in line]
-    assert len(prompts) == 4
+    assert len(prompts) == 6
     assert set(prompts) <= set(sentences(BUNDLED_GRAMMAR))
 
 

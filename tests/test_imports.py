@@ -17,7 +17,7 @@ FILES = sorted((ROOT / "arvid").rglob("*.py"))
 BASIS = {"registry", "shapes", "geometry"}
 CHOICES = {"positional", "noise", "cache", "samplers"}
 TOP = {"pipeline", "video", "testing", "evaluation", "training", "plots", "lint"}
-BELOW_TOP = BASIS | CHOICES | {"models", "config", "presets"}
+BELOW_TOP = BASIS | CHOICES | {"models", "config", "presets", "prompts"}
 
 # What each part of arvid may import from arvid besides itself; "part.module" allows that module only.
 MAY_IMPORT = {
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "cache": BASIS | {"positional"},
     "models": BASIS | {"positional", "cache"},
     "samplers": BASIS | {"cache.base", "noise.base"},
+    "prompts": BASIS,
     "config": BELOW_TOP,
     "presets": BELOW_TOP,
     **dict.fromkeys(TOP, BELOW_TOP | TOP),
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "__init__": BELOW_TOP | TOP,  # for type checkers; at run time it imports nothing, which is tested below
 }
 
-LIGHT = BASIS | CHOICES | {"config", "presets"}
+LIGHT = BASIS | CHOICES | {"config", "presets", "prompts"}
 # The files of LIGHT parts that hold or rotate tensors, and so import torch.
 TENSOR_FILES = {
     *(f"arvid/cache/{name}.py" for name in ("codecs", "history", "store", "views")), "arvid/positional/rotation.py"

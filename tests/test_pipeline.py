@@ -18,6 +18,7 @@ from random_model import BLUE, CARD, RED, random_parts
 
 import arvid.pipeline
 from arvid import Pipeline, PipelineConfig, Video
+from arvid.cache import Recommit, Reset
 from arvid.models.denoiser import CachedDenoiser
 from arvid.models.vae import WanVAE
 from arvid.pipeline import Progress
@@ -53,6 +54,34 @@ def test_the_seed_and_the_prompt_decide(pipe: Pipeline) -> None:
     assert not same(pipe(RED, frames=3, seed=4), video)
     assert not same(pipe(BLUE, frames=3, seed=3), video)
     assert same(pipe(RED, frames=3), pipe(RED, frames=3, seed=0))
+
+
+# Prompts that change
+
+
+def test_a_prompt_changes_at_the_first_chunk_that_starts_then(pipe: Pipeline) -> None:
+    """Chunks of 2 latent frames at 8 fps and time stride 4: they start at 0, 1, 2, 3 s."""
+    plain, changed = pipe(RED, frames=LONG), pipe([(0, RED), (1.5, BLUE)], frames=LONG)
+    first = 5 + 8  # pixel frames of the first two chunks
+    assert np.array_equal(changed.frames[:first], plain.frames[:first])
+    assert not np.array_equal(changed.frames[first:], plain.frames[first:])
+    assert same(changed, pipe([(0, RED), (2, BLUE)], frames=LONG))
+    assert same(Video.concat(list(pipe.stream([(0, RED), (2, BLUE)], frames=LONG))), changed)
+    assert same(pipe([(0, RED)], frames=LONG), plain)
+
+
+def test_a_request_may_say_what_a_change_does(pipe: Pipeline) -> None:
+    schedule = [(0, RED), (2, BLUE)]
+    runs = {change: pipe(schedule, frames=LONG, on_change=change) for change in (None, "reset", "recommit")}
+    assert len({video.frames.tobytes() for video in runs.values()}) == 3
+    assert pipe.config.cache
+    policy = replace(pipe.config.cache, on_change=Reset())
+    resets = Pipeline(pipe.dit, pipe.config.replace(cache=policy), pipe.vae, pipe.text, pipe.card)
+    assert same(resets(schedule, frames=LONG), runs["reset"])
+    assert same(resets(schedule, frames=LONG, on_change=Recommit()), runs["recommit"])
+
+
+# Batches
 
 
 def test_rows_of_a_batch_are_the_single_videos(pipe: Pipeline) -> None:

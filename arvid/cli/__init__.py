@@ -13,11 +13,11 @@ from typing import Any
 
 from arvid import __version__
 
-from . import generate, listing, show
+from . import generate, listing, plot, show
 
 __all__ = ["COMMANDS", "main", "parser"]
 
-COMMANDS = (generate, listing, show)
+COMMANDS = (generate, listing, plot, show)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -30,6 +30,8 @@ examples:
   arvid generate "a cyan square moves in a circle on a black background" --seconds 30 --seed 7 -o square.gif
   arvid generate "a pink ball moves up and down on a navy background" -o sheet.png    (a contact sheet)
   arvid generate "a red ball bounces around on a navy background" --set cache.name=sink --set cache.sink=1
+  arvid generate "a red ball bounces around on a navy background" --seconds 10 \\
+      --then 5 "a green ball moves in a circle on a navy background" --set cache.on_change=recommit
 """
 
 
@@ -43,6 +45,11 @@ def add(commands: Any) -> None:
     p.add_argument(
         "-o", "--output", metavar="FILE", default="arvid.mp4",
         help=".mp4, .gif, or .png for a contact sheet; replaces an older file (default: %(default)s)",
+    )  # fmt: skip
+    p.add_argument(
+        "--then", nargs=2, metavar=("SECONDS", "PROMPT"), action="append", default=[],
+        help="change the prompt at this time, as the cache's on_change says (--set cache.on_change=recommit); "
+        "repeatable",
     )  # fmt: skip
     configs.add(p, "--preset")
     length = p.add_mutually_exclusive_group()
@@ -65,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     from arvid.video import check_output
 
     check_output(arguments.output)
+    later = [(_moment(when), prompt) for when, prompt in arguments.then]
     config, name = configs.chosen(arguments)
     from arvid.pipeline import Pipeline  # torch is slow to import: bad paths are refused without it
     from arvid.presets import warn_if_foreign
@@ -73,9 +81,10 @@ def run(arguments: argparse.Namespace) -> int:
         warn_if_foreign(name, configs.card_of(arguments))
     pipe = Pipeline.load(config, model=arguments.model, device=arguments.device)
     width, height = arguments.size or (None, None)
+    prompt = [(0, arguments.prompt), *later] if later else arguments.prompt
     with _progress_line(arguments.quiet or not sys.stderr.isatty()) as show:
         video = pipe(
-            arguments.prompt, arguments.seconds, frames=arguments.frames, height=height, width=width,
+            prompt, arguments.seconds, frames=arguments.frames, height=height, width=width,
             seed=arguments.seed, progress=show,
         )  # fmt: skip
     path = video.save(arguments.output, arguments.scale)
@@ -115,6 +124,13 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return seconds
+
+
+def _moment(text: str) -> float:
+    try:
+        return _seconds(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"--then: {error}") from None
 
 
 def _size(text: str) -> tuple[int, int]:

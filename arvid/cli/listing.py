@@ -63,7 +63,8 @@ def _strategies(registry: Registry) -> Lines:
 
     for name in registry.names():
         cls = registry.get(name)
-        yield name, summary(cls), ", ".join(describe_field(f) for f in sorted(dataclasses.fields(cls), key=lambda f: f.kw_only) if f.init)
+        given = sorted((f for f in dataclasses.fields(cls) if f.init), key=lambda f: f.kw_only)  # its own first
+        yield name, summary(cls), ", ".join(map(describe_field, given))
 
 
 def _presets() -> Lines:

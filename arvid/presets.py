@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from arvid.config import PipelineConfig
+from arvid.config import PipelineConfig, read
 from arvid.models.specs import SETTINGS, Card, card
 
-__all__ = ["METHODS", "STUDENTS", "Method", "describe", "preset", "warn_if_foreign"]
+__all__ = ["METHODS", "STUDENTS", "Method", "describe", "named", "preset", "warn_if_foreign"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,17 @@ def preset(name: str) -> PipelineConfig:
     """A configuration by name. Raises `ValueError` with the closest names, `TypeError` for what is no string."""
     _check(name)
     return PipelineConfig().resolve(card(name)) if name in STUDENTS else PipelineConfig.from_dict(METHODS[name].changes)
+
+
+def named(config: str) -> tuple[PipelineConfig, str | None]:
+    """The configuration of a preset's name or of a .toml file, and the preset it is or starts from. Raises as `preset`
+    and `PipelineConfig.load`."""
+    if config.endswith(".toml"):
+        return read(config)
+    try:
+        return preset(config), config
+    except ValueError as error:
+        raise ValueError(f"{error}; a file's name ends in .toml") from error
 
 
 def describe(name: str) -> str:

@@ -270,6 +270,23 @@ def test_live_bytes_of_a_long_window_stay_what_they_were() -> None:
         assert set(sizes[3:]) == {6 * frame * (2 if rotated else 3)}
 
 
+@pytest.mark.parametrize("rotated", [True, False])
+def test_a_full_window_is_seen_without_a_copy(rotated: bool) -> None:
+    store = Store(SHAPE, Sink(6, 2), rotated=rotated, pages=6)
+    for chunk in layout(24, 2):
+        run_float32(store, chunk)
+    before = [x.clone() for x in store.page(0, 0)]
+    new = Pass(DENOISE, (Chunk(24, 2),))
+    store.begin(new, make_plan(store.policy, Absolute(), store.before(new), new), FREQ)
+    seen = [store.exchange(0, *(x.float() for x in drawn(new, 0, 0)[1:])) for _ in range(2)]
+    for first, again in zip(*seen, strict=True):
+        assert first.data_ptr() == again.data_ptr()
+    (keys, values), pages = seen[0], store.page(0, 0)
+    assert pages[1].data_ptr() == values.data_ptr()  # the first sink is the first page
+    assert (pages[0].data_ptr() == keys.data_ptr()) == rotated
+    assert all(torch.equal(a, b) for a, b in zip(before, pages, strict=True))
+
+
 def run_float32(store: Store, chunk: Chunk) -> None:
     for kind in (DENOISE, COMMIT):
         new = Pass(kind, (chunk,))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -185,6 +185,12 @@ class CachePolicy(ABC):
         if self.on_change is not None and self.compacts and self.on_change.rewrites:
             raise ValueError(f"on_change={self.on_change}: the tokens that {type(self).__name__} keeps belong to no "
                              "frame that could be committed again; use flush, cut or reset")
+
+    def __str__(self) -> str:
+        """As `repr`, but its own fields first and those of every policy only where they say something."""
+        own = sorted((f for f in fields(self) if not f.kw_only or getattr(self, f.name) != f.default),
+                     key=lambda f: f.kw_only is True)  # fmt: skip
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in own)})"
 
     @property
     def sinks(self) -> int:

@@ -52,9 +52,10 @@ def chosen(arguments: argparse.Namespace) -> tuple[PipelineConfig, str | None]:
     key or field at fault.
     """
     use(arguments.use)
-    from arvid.config import REGISTRIES
+    from arvid.config import REGISTRIES, PipelineConfig
+    from arvid.presets import named
 
-    config, name = _named(arguments.config)
+    config, name = named(arguments.config) if arguments.config is not None else (PipelineConfig(), None)
     changes = _tree(arguments.set)
     for key, change in changes.items():
         if key in REGISTRIES and isinstance(change, dict) and "name" not in change:
@@ -94,20 +95,6 @@ def use(files: Iterable[str]) -> None:
             message = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
             where = f"--use {file}" + (f", line {line}" if line else "")
             raise ValueError(f"{where}: {type(error).__name__}: {message}") from error
-
-
-def _named(config: str | None) -> tuple[PipelineConfig, str | None]:
-    from arvid.config import PipelineConfig, read
-    from arvid.presets import preset
-
-    if config is None:
-        return PipelineConfig(), None
-    if config.endswith(".toml"):
-        return read(config)
-    try:
-        return preset(config), config
-    except ValueError as error:
-        raise ValueError(f"{error}; a file's name ends in .toml") from error
 
 
 def _tree(assignments: Iterable[str]) -> dict[str, Any]:

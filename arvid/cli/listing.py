@@ -63,7 +63,7 @@ def _strategies(registry: Registry) -> Lines:
 
     for name in registry.names():
         cls = registry.get(name)
-        given = sorted((f for f in dataclasses.fields(cls) if f.init), key=lambda f: f.kw_only)  # its own first
+        given = sorted((f for f in dataclasses.fields(cls) if f.init), key=lambda f: f.kw_only is True)  # its own first
         yield name, summary(cls), ", ".join(map(describe_field, given))
 
 

@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         try:
             return arguments.run(arguments)
+        except BrokenPipeError:  # the reader, `head` say, has seen enough
+            sys.stdout = None
+            return 1
         # RuntimeError is PyTorch's (out of memory, no such device) and that of a video encoder which fails.
         except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
             print(f"arvid: {str(error) or type(error).__name__}", file=sys.stderr)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import configs
+from .values import seconds, size, whole
 
 if TYPE_CHECKING:
     from arvid.pipeline import Progress
@@ -54,13 +54,13 @@ def add(commands: Any) -> None:
     configs.add(p, "--preset")
     length = p.add_mutually_exclusive_group()
     length.add_argument(
-        "--seconds", type=_seconds, help="length, rounded to whole chunks (default: that of the training clips)"
+        "--seconds", type=seconds, help="length, rounded to whole chunks (default: that of the training clips)"
     )
-    length.add_argument("--frames", type=_whole, help="length in latent frames, exact")
+    length.add_argument("--frames", type=whole, help="length in latent frames, exact")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same video (default: 0)")
-    p.add_argument("--size", metavar="WIDTHxHEIGHT", type=_size, help="pixels to generate (default: the model's)")
+    p.add_argument("--size", metavar="WIDTHxHEIGHT", type=size, help="pixels to generate (default: the model's)")
     p.add_argument(
-        "--scale", type=_whole, help="enlarge every pixel by this factor in the file (default: until well visible)"
+        "--scale", type=whole, help="enlarge every pixel by this factor in the file (default: until well visible)"
     )
     p.add_argument("--device", default="cpu", help="where to run: cpu, cuda, cuda:1, ... (default: %(default)s)")
     p.add_argument("--quiet", action="store_true", help="no progress, which is shown on a terminal only")
@@ -110,31 +110,8 @@ def _progress_line(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
             print(file=sys.stderr)
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, at least 1")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return seconds
-
-
 def _moment(text: str) -> float:
     try:
-        return _seconds(text)
+        return seconds(text)
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"--then: {error}") from None
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, by, height = text.lower().partition("x")
-    if not (by and width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, such as 64x64")
-    return int(width), int(height)

@@ -33,6 +33,11 @@ METHODS = {
          "time": "sink_adjacent"},
         "Deep sinks, and the tokens in between that recent queries score highest (Deep Forcing, arXiv 2512.05081).",
     ),
+    "infinity_rope": Method(
+        {"cache": {"name": "sink", "window": 6, "sink": 1, "on_change": {"name": "flush", "n": 2}},
+         "time": {"name": "relative", "cut": 42}},
+        "Times count within a window of 6, and a new shot's first chunk jumps ahead (Infinity-RoPE, arXiv 2511.20649).",
+    ),
 }  # fmt: skip
 
 

@@ -106,11 +106,13 @@ def turn(x_BNhd: Tensor, time: float, grid: tuple[int, int], axes: tuple[int, in
 
 @dataclass
 class Explicit:
-    """Attention of every query frame to an explicit list of (slot, time, bias)."""
+    """Attention of every query frame to an explicit list of (slot, time, bias). `scale` is that of the logits: of all,
+    and of the part that the temporal channels add."""
 
     views: list[View]
     grid: tuple[int, int]
     axes: tuple[int, int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
 
     def mix(self, layer: int, q_BNhd: Tensor, k_BNhd: Tensor, v_BNhd: Tensor) -> Tensor:
         tokens = self.grid[0] * self.grid[1]
@@ -121,7 +123,9 @@ class Explicit:
             keys = torch.cat([turn(k[:, s], t, self.grid, self.axes) for s, t, _ in seen], 1)
             values = torch.cat([v[:, s] for s, *_ in seen], 1).double()
             bias = torch.tensor([b for *_, b in seen], dtype=torch.float64).repeat_interleave(tokens)
-            logits = torch.einsum("bqhd,bkhd->bhqk", mine, keys) / math.sqrt(mine.shape[-1]) + bias
+            part = [torch.einsum("bqhd,bkhd->bhqk", mine[..., at], keys[..., at])
+                    for at in (slice(self.axes[0]), slice(self.axes[0], None))]  # fmt: skip
+            logits = self.scale[0] * (self.scale[1] * part[0] + part[1]) / math.sqrt(mine.shape[-1]) + bias
             out.append(torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), values))
         return torch.cat(out, 1).to(q_BNhd.dtype)
 

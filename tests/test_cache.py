@@ -473,7 +473,7 @@ def test_a_pass_never_waits_for_the_device_and_work_does_not_grow(rotated: bool)
     for chunk in layout(8, 2):
         for kind in (DENOISE, DENOISE, COMMIT):
             new = Pass(kind, (chunk,))
-            store.begin(new, make_plan(policy, Absolute(), store.before(new), new), denoiser._inv_freq(new))
+            store.begin(new, make_plan(policy, Absolute(), store.before(new), new), denoiser._inv_freq(denoiser._context(new)))
             with Ops() as ops:
                 dit(x, level, denoiser._prompts[0][1], denoiser._mixer)
             waits = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "unique", "masked_select"}

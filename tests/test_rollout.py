@@ -144,7 +144,7 @@ def test_frequencies_that_change_turn_every_key_and_refuse_rotated_storage(dit: 
     chunks = layout(8, 2)
     moved = rollout(cached(dit, text, Window(6), rotary=Slowing(), rotated=False), chunks)
     assert error(moved, rollout(cached(dit, text, Window(6)), chunks)) > 1e-6
-    with pytest.raises(ValueError, match=r"frequencies changed.*static = False"):
+    with pytest.raises(ValueError, match=r"frequencies changed.*is_static"):
         rollout(cached(dit, text, Window(6), rotary=Slowing(), rotated=True), chunks)
 
 
@@ -339,7 +339,7 @@ def test_the_mask_oracle_refuses_what_a_mask_cannot_say() -> None:
 @pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1j])
 def test_frequencies_are_finite_numbers(dit, text, wrong, static):
-    rotary = type("Wrong", (Rotary,), {"static": static, "inv_freq": lambda _, c: np.full(c.dim // 2, wrong)})()
+    rotary = type("Wrong", (Rotary,), {"is_static": lambda _, horizon: static, "inv_freq": lambda _, c: np.full(c.dim // 2, wrong)})()
     denoiser = cached(dit, text, Full(), rotary=rotary)
     with pytest.raises(ValueError, match=r"Wrong\.inv_freq gave .* finite numbers"):
         denoiser(randn(1, 2, SPEC.in_channels, *SIZE), (Chunk(0, 2, 1.0),))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from arvid.positional.base import UNSCALED, LogitScale
 from arvid.positional.rotation import Phase, rotate, time_angles, token_angles
 
 from .base import CachePolicy, Group, Kind, Pass, Plan, Ref, after_commit, compacted, reduced
@@ -43,16 +44,16 @@ class Store:
     """Keys and values of held frames, by (lane, branch).
 
     `begin(pass, plan, inv_freq)`, then `exchange(layer, k, v, q)` for each layer in turn, then, for a COMMIT, `end()`.
-    `rotated` keeps fully rotated keys, right only where times and frequencies are static. `pages` is how many frames
-    to allocate at first; a store that needs more grows. Raises `ValueError` for rotated keys where a codec, or a choice
-    of tokens, needs others.
+    `rotated` keeps fully rotated keys, right only where times and frequencies are static; `stale` lets the frequencies
+    change all the same. `pages` is how many frames to allocate at first; a store that needs more grows. Raises
+    `ValueError` for rotated keys where a codec, or a choice of tokens, needs others.
     """
 
     def __init__(
-        self, shape: StoreShape, policy: CachePolicy, *, rotated: bool, pages: int = 0,
+        self, shape: StoreShape, policy: CachePolicy, *, rotated: bool, stale: bool = False, pages: int = 0,
         dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
-        self.shape, self.policy, self.rotated, self.first_pages = shape, policy, rotated, pages
+        self.shape, self.policy, self.rotated, self.stale, self.first_pages = shape, policy, rotated, stale, pages
         self.dtype, self.device = dtype, torch.device(device)
         self._composes = policy.chooses or policy.codec is not None
         if rotated and self._composes:
@@ -83,8 +84,14 @@ class Store:
         return self._views.phase
 
     @property
+    def scale(self) -> LogitScale:
+        """What the pass's logits are multiplied by."""
+        self._current()
+        return self._views.scale
+
+    @property
     def bias(self) -> Tensor | None:
-        """Additive logits of the visible tokens, [1, 1, 1, visible tokens]; None where all are 0."""
+        """Additive logits of the visible tokens, [1, 1, 1 or frames in flight, visible tokens]; None: all are 0."""
         self._current()
         return self._views.bias
 
@@ -115,8 +122,12 @@ class Store:
         before it was. Raises `ValueError` for frames that are not next in time and were not the last committed."""
         return self._found(self._history((new.lane, new.branch)), new).held
 
-    def begin(self, new: Pass, plan: Plan, inv_freq: np.ndarray) -> None:
-        """Put a pass's indices, angles and biases into device buffers. `inv_freq`: [planes] or [heads, planes].
+    def begin(
+        self, new: Pass, plan: Plan, inv_freq: np.ndarray, *, scale: LogitScale = UNSCALED,
+        bias: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        """Put a pass's indices, angles and biases into device buffers. `inv_freq`: [planes] or [heads, planes]; `scale`
+        and `bias`, [frames in flight, refs and frames in flight], are those of the logits.
 
         Raises `ValueError` as `before`, for a plan over whole sequences, and where rotated keys would have to turn.
         """
@@ -127,6 +138,9 @@ class Store:
         if group.routed is not None and self.policy.codec:
             raise ValueError(f"codec={self.policy.codec!r}: {type(self.policy).__name__} chooses tokens, which are "
                              "stored in the model's dtype; use codec=None")
+        if group.routed is not None and bias is not None:
+            raise ValueError(f"{type(self.policy).__name__} chooses tokens, which a bias by frame does not reach: use "
+                             "another cache policy, or a frequency rule without a bias")
         history = self._history((new.lane, new.branch))
         book = self._found(history, new)
         if self.rotated:
@@ -141,14 +155,14 @@ class Store:
             moving = [ref.frame for ref in after if ref.frame in packed]
         sinks = self.policy.sinks - len(book.held) if len(self._codecs) > 1 else 0
         spots = history.free([int(i < sinks) for i in range(len(new.frames))] + [0] * len(moving))
-        own = [Entry(spot, time, 0.0, frame)
-               for spot, time, frame in zip(spots, group.times, new.frames, strict=False)]  # fmt: skip
+        own = [Entry(spot, time, 0.0, frame, len(group.refs) + i)
+               for i, (spot, time, frame) in enumerate(zip(spots, group.times, new.frames, strict=False))]  # fmt: skip
         shown, memory = [], []
-        for ref, time in zip(group.refs, group.ref_times, strict=True):
+        for i, (ref, time) in enumerate(zip(group.refs, group.ref_times, strict=True)):
             apart = group.routed is not None and ref.role == "memory"
-            (memory if apart else shown).append(Entry(book.places[ref.frame][:2], time, ref.bias, ref.frame))
+            (memory if apart else shown).append(Entry(book.places[ref.frame][:2], time, ref.bias, ref.frame, i))
         packed = dict(zip(moving, spots[len(own) :], strict=True))
-        self._pass = Current(new, history, group, inv_freq, own, shown, memory, packed, after)
+        self._pass = Current(new, history, group, inv_freq, own, shown, memory, packed, after, scale, bias)
         self._views.begin(self._pass)
 
     def exchange(
@@ -288,6 +302,6 @@ class Store:
                 )
         if self._static_freq is None:
             self._static_freq = inv_freq.copy()
-        elif not np.array_equal(self._static_freq, inv_freq):
+        elif not self.stale and not np.array_equal(self._static_freq, inv_freq):
             raise ValueError("the frequencies changed between passes, but keys are stored rotated: "
-                             "set `static = False` on the frequency rule")
+                             "let `is_static` of the frequency rule say so")

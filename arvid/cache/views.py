@@ -13,27 +13,31 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from arvid.positional.rotation import Phase, phase, rotate, space_angles, time_angles, token_angles
+from arvid.positional.base import LogitScale
+from arvid.positional.rotation import Phase, phase, rotate, scale, space_angles, time_angles, token_angles
 
 from .base import CachePolicy, Group, Kind, Pass, Ref, Scene
 from .history import Half, History, Index, Spot, StoreShape, Where
 
 
 class Entry(NamedTuple):
-    """A frame as a pass sees it."""
+    """A frame as a pass sees it; `column` is its place in the plan, refs first."""
 
     spot: Spot
     time: float
     bias: float
     frame: int
+    column: int
 
 
 @dataclass(frozen=True)
 class Current:
     """A pass in progress: its own frames, the held ones it sees, and those it chooses tokens from; for a COMMIT also
-    where the surviving ones of these will have the packed tokens, and all that is held after it."""
+    where the surviving ones of these will have the packed tokens, and all that is held after it. `scale` and `bias`,
+    [frames in flight, columns], are those of the logits."""
 
     new: Pass
     history: History
@@ -44,6 +48,8 @@ class Current:
     memory: list[Entry]
     packed: Mapping[int, Spot]
     after: tuple[Ref, ...]
+    scale: LogitScale
+    bias: NDArray[np.float64] | None
 
 
 class Held(NamedTuple):
@@ -120,10 +126,15 @@ class Views(ABC):
             self.phase = self.buffers.phase("own", token_angles(time_angles(now.group.times, now.inv_freq), self.space))
             self._phase_of = of
 
-    def _add(self, bias: Sequence[float]) -> None:
-        """Additive logits of the visible tokens, [1, 1, 1, visible tokens]; None where all are 0."""
-        per_token = torch.tensor(bias, dtype=self.dtype).repeat_interleave(self.shape.tokens)
-        self.bias = self.buffers.put("bias", per_token[None, None, None]) if any(bias) else None
+    def _set_logits(self, now: Current, view: Sequence[Entry | None]) -> None:
+        """Scale and additive logits of what is visible, in this order (None: chosen tokens), [1, 1, 1 or frames in
+        flight, visible tokens]; no bias where all are 0."""
+        self.scale = now.scale
+        bias = np.array([[entry.bias if entry else 0.0 for entry in view]])
+        if now.bias is not None:
+            bias = bias + now.bias[:, [entry.column for entry in view if entry]]
+        per_token = torch.from_numpy(bias).to(self.dtype).repeat_interleave(self.shape.tokens, 1)
+        self.bias = self.buffers.put("bias", per_token[None, None]) if bias.any() else None
 
     def by_frame(self, x_BNhd: Tensor) -> Tensor:
         """[B, F, tokens, h, d], in the store's dtype."""
@@ -155,7 +166,7 @@ class Direct(Views):
         self._own = put.index("own", [entry.spot[1] for entry in now.own])
         self._new, self._old = put.index("new", new), put.index("old", old)
         self._view = put.index("view", [entry.spot[1] for entry in view])
-        self._add([entry.bias for entry in view])
+        self._set_logits(now, view)
         self._turn(now)
         if self.rotated:
             return
@@ -214,7 +225,7 @@ class Composed(Views):
         self._packed = put.index("packed", [page for _, page in now.packed.values()])
         self._frames = put.put("frames", torch.tensor([float(f) for f in now.new.frames], dtype=torch.float64))
         routed = now.group.routed or 0
-        self._add([*(entry.bias for entry in shown), *[0.0] * (routed + len(now.own))])
+        self._set_logits(now, [*shown, *[None] * routed, *now.own])
         self._turn(now)
         self._frequencies = put.put("frequencies", torch.from_numpy(np.array(now.inv_freq, dtype=np.float64, ndmin=2)))
         book = now.history.book
@@ -286,7 +297,8 @@ class Composed(Views):
             sums = history.book.queries[layer]
             past = torch.cat((rotate(sums[..., :time], self._past_phase), sums[..., time:]), -1)
         keys, values = self._turned(layer, self._memory), self._stored(history.values, layer, self._memory)
-        return Scene(self._now.new, rotate(q_BNhd, self.phase), past, keys.flatten(1, 2), values.flatten(1, 2))
+        q, past = (scale(x, self.scale, time) for x in (rotate(q_BNhd, self.phase), past))
+        return Scene(self._now.new, q, past, keys.flatten(1, 2), values.flatten(1, 2))
 
     def _checked(self, chosen: Tensor, frames: int, hook: str) -> Tensor:
         expected = self.shape.batch, frames * self.shape.tokens

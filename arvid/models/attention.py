@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from arvid.cache.base import Group, Plan
 from arvid.cache.store import Store
-from arvid.positional.rotation import Phase, phase, rotate, space_angles, time_angles, token_angles
+from arvid.positional.base import UNSCALED, LogitScale
+from arvid.positional.rotation import Phase, phase, rotate, scale, space_angles, time_angles, token_angles
 
 
 def attend(q_BNhd: Tensor, segments: Sequence[tuple[Tensor, Tensor]], bias: Tensor | None = None) -> Tensor:
@@ -25,6 +26,9 @@ def attend(q_BNhd: Tensor, segments: Sequence[tuple[Tensor, Tensor]], bias: Tens
     return F.scaled_dot_product_attention(
         q_BNhd.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias
     ).transpose(1, 2)
+
+
+Bias = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 
 
 class Mixer(Protocol):
@@ -42,8 +46,12 @@ class CachedAttention:
         self.store = store
 
     def mix(self, layer: int, q_BNhd: Tensor, k_BNhd: Tensor, v_BNhd: Tensor) -> Tensor:
-        segment = self.store.exchange(layer, k_BNhd, v_BNhd, q_BNhd)
-        return attend(rotate(q_BNhd, self.store.phase), [segment], self.store.bias)
+        segment, store = self.store.exchange(layer, k_BNhd, v_BNhd, q_BNhd), self.store
+        q, bias = scale(rotate(q_BNhd, store.phase), store.scale, store.shape.axes[0]), store.bias
+        if bias is None or bias.shape[2] == 1:
+            return attend(q, [segment], bias)
+        by_frame = zip(q.chunk(bias.shape[2], 1), bias.split(1, 2), strict=True)
+        return torch.cat([attend(frame, [segment], own) for frame, own in by_frame], 1)
 
 
 class Recommitting:
@@ -60,16 +68,18 @@ class Recommitting:
 class PlannedAttention:
     """Whole-sequence attention by an `inside` plan, without a store: bidirectional, block-causal, teacher forcing.
 
-    Groups of equal sizes run as one batch, so work follows what is visible and no mask is needed.
+    Groups of equal sizes run as one batch, so work follows what is visible and no mask is needed. `scale` and `bias`,
+    of times of queries [Q] and keys [K], are those of a frequency rule.
     """
 
     def __init__(
         self, plan: Plan, inv_freq: np.ndarray, grid: tuple[int, int], axes: tuple[int, int, int],
-        dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", scale: LogitScale = UNSCALED,
+        bias: Bias | None = None,
     ) -> None:  # fmt: skip
         if not plan.inside:
             raise ValueError("this plan's refs are frames of a store; PlannedAttention needs one over the pass itself")
-        self.tokens = grid[0] * grid[1]
+        self.tokens, self.axes, self.scale, self.bias = grid[0] * grid[1], axes, scale, bias
         query_time = {slot: t for g in plan.groups for slot, t in zip(g.queries, g.times, strict=True)}
         slots = sorted(query_time)
         # Each (slot, time) is rotated once, however many groups see it.
@@ -100,7 +110,8 @@ class PlannedAttention:
         order = torch.cat([queries.flatten() for queries, *_ in self.classes])
         if sorted(order.tolist()) != list(range(len(slots))):
             raise ValueError("every frame of the pass must be a query of exactly one group of the plan")
-        self.single = len(plan.groups) == 1 and not plan.groups[0].refs and order.tolist() == slots
+        whole = len(plan.groups) == 1 and not plan.groups[0].refs and order.tolist() == slots
+        self.single = whole and self.classes[0][-1] is None
         self.back = torch.argsort(order)
 
     @staticmethod
@@ -109,14 +120,18 @@ class PlannedAttention:
                 *zip(group.queries, group.times, strict=True)]  # fmt: skip
 
     def _bias(self, groups: list[Group], dtype: torch.dtype, device: torch.device | str) -> Tensor | None:
-        rows = [[ref.bias for ref in g.refs] + [0.0] * len(g.queries) for g in groups]
-        if not any(map(any, rows)):
-            return None
-        return torch.tensor(rows, dtype=dtype, device=device).repeat_interleave(self.tokens, 1)[:, None, None]
+        """[groups, 1, 1 or tokens of the queries, tokens of the keys], or None where all are 0."""
+        rows = np.array([[[ref.bias for ref in g.refs] + [0.0] * len(g.queries)] for g in groups])
+        if self.bias:
+            own = [self.bias(np.array(g.times), np.array([t for _, t in self._keys(g)])) for g in groups]
+            given = [matrix for matrix in own if matrix is not None]
+            rows = rows + np.stack(given).repeat(self.tokens, 1) if given else rows
+        per_key = torch.from_numpy(rows).to(device, dtype).repeat_interleave(self.tokens, 2)
+        return per_key[:, None] if rows.any() else None
 
     def mix(self, layer: int, q_BNhd: Tensor, k_BNhd: Tensor, v_BNhd: Tensor) -> Tensor:
         frames = (-1, self.tokens)
-        q = rotate(q_BNhd, self.query_phase).unflatten(1, frames)
+        q = scale(rotate(q_BNhd, self.query_phase), self.scale, self.axes[0]).unflatten(1, frames)
         k, v = k_BNhd.unflatten(1, frames), v_BNhd.unflatten(1, frames)
         k = rotate((k if self.same_keys else k[:, self.key_slots]).flatten(1, 2), self.key_phase).unflatten(1, frames)
         if self.single:

@@ -45,12 +45,17 @@ class CachedDenoiser:
         self.batch, self.size = batch, tuple(size)
         self._prompts: list[tuple[int, TextKV, Event | None]] = [(0, text, None)]
         self._lanes: dict[int, _Lane] = {}
-        static = rotary.static and time.static and policy.static and policy.codec is None
+        static = time.static and policy.static and policy.codec is None
+        if rotary.stale and not static:
+            raise ValueError(f"{rotary} leaves keys as the pass that committed them rotated them, which {time} and "
+                             f"{policy} do not allow: use scale='current'")
+        static = static and (rotary.is_static(horizon) or rotary.stale)
         weight = dit.patch_embedding.weight
         spec = dit.spec
         self.store = Store(
             StoreShape(spec.num_blocks, batch, dit.grid(size), spec.num_heads, spec.axes), policy,
-            rotated=static if rotated is None else rotated, pages=pages, dtype=weight.dtype, device=weight.device,
+            rotated=static if rotated is None else rotated, stale=rotary.stale, pages=pages, dtype=weight.dtype,
+            device=weight.device,
         )  # fmt: skip
         self._mixer = CachedAttention(self.store)
 
@@ -94,7 +99,10 @@ class CachedDenoiser:
                 self.happen(on_change, lane)
         new = Pass(kind, tuple(chunks), lane, prompt=prompt, shot=place.shot)
         plan = make_plan(self.policy, self.time, self.store.before(new), new)
-        self.store.begin(new, plan, self._inv_freq(new))
+        (group,) = plan.groups
+        bias = self.rotary.bias(np.array(group.times), np.array((*group.ref_times, *group.times)))
+        context = self._context(new)
+        self.store.begin(new, plan, self._inv_freq(context), scale=self.rotary.logit_scale(context), bias=bias)
         sigmas = [chunk.sigma for chunk in chunks for _ in range(chunk.n)]
         x0 = self._predict(x, sigmas, text, self._mixer)
         if kind is Kind.COMMIT:
@@ -115,18 +123,24 @@ class CachedDenoiser:
                              "there; use flush, cut or reset")
         chunks = sorted({book.places[frame].chunk for frame in frames}, key=lambda chunk: chunk.start)
         plan = recommit_plan(self.policy, self.time, book.held, chunks, event.mode)
-        freq = self._inv_freq(Pass(Kind.COMMIT, (chunks[-1],), lane))
-        like = self.dit.patch_embedding.weight
-        mixer = PlannedAttention(plan, freq, self.dit.grid(self.size), self.dit.spec.axes, like.dtype, like.device)
+        context = self._context(Pass(Kind.COMMIT, (chunks[-1],), lane))
+        freq, like = self._inv_freq(context), self.dit.patch_embedding.weight
+        mixer = PlannedAttention(
+            plan, freq, self.dit.grid(self.size), self.dit.spec.axes, like.dtype, like.device,
+            self.rotary.logit_scale(context), self.rotary.bias,
+        )  # fmt: skip
         kept = self.policy.sinks if event.sinks == "keep" else 0
         write = self.store.rewriter({f: i for i, f in enumerate(frames) if i >= kept}, plan, freq, lane)
         sigmas = [book.places[frame].chunk.sigma for frame in frames]
         latents = torch.stack([book.latents[frame] for frame in frames], 1)
         self._predict(latents, sigmas, text, Recommitting(mixer, write))
 
-    def _inv_freq(self, new: Pass) -> np.ndarray:
-        dim, heads = self.dit.spec.axes[0], self.dit.spec.num_heads
-        context = RotaryContext(dim, heads, self.train_horizon, self.horizon, new.frames.stop)
+    def _context(self, new: Pass) -> RotaryContext:
+        spec = self.dit.spec
+        return RotaryContext(spec.axes[0], spec.num_heads, self.train_horizon, self.horizon, new.frames.stop)
+
+    def _inv_freq(self, context: RotaryContext) -> np.ndarray:
+        dim, heads = context.dim, context.heads
         freq = np.asarray(self.rotary.inv_freq(context))
         if freq.shape not in ((dim // 2,), (heads, dim // 2)):
             raise ValueError(f"{type(self.rotary).__name__}.inv_freq has shape {freq.shape}; "

@@ -2,10 +2,13 @@
 
 from .absolute import Absolute
 from .base import BASE, ROTARY, TIME, Rotary, RotaryContext, TimeMap
+from .clamped import Clamped
 from .relative import Relative
 from .rope import Rope
+from .shot_offset import ShotOffset
 from .sink_adjacent import SinkAdjacent
 
 __all__ = [
-    "BASE", "ROTARY", "TIME", "Absolute", "Relative", "Rope", "Rotary", "RotaryContext", "SinkAdjacent", "TimeMap",
+    "BASE", "ROTARY", "TIME", "Absolute", "Clamped", "Relative", "Rope", "Rotary", "RotaryContext", "ShotOffset",
+    "SinkAdjacent", "TimeMap",
 ]  # fmt: skip

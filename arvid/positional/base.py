@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,20 +29,56 @@ class RotaryContext:
     end: int = 0
 
 
-class Rotary(ABC):
-    """The frequency of each temporal plane. `static`: the same in every pass, so rotated keys may be stored."""
+class LogitScale(NamedTuple):
+    """What the logits q . k / sqrt(d) are multiplied by: all of them, and the part that the temporal channels add."""
 
-    static: ClassVar[bool] = True
+    whole: float = 1.0
+    time: float = 1.0
+
+
+UNSCALED = LogitScale()
+
+
+class Rotary(ABC):
+    """The frequency of each temporal plane, and, for a few methods, a scale or a bias of the logits. Declarations, which
+    `arvid.testing.check_rotary` holds a rule to: `identity_within_train`, plain rope of the same base, neither scaled
+    nor biased, in a video no longer than the model was trained on; `monotone`, a longer video raises no frequency."""
+
+    identity_within_train: ClassVar[bool] = False
+    monotone: ClassVar[bool] = False
+
+    @property
+    def stale(self) -> bool:
+        """Whether keys keep the frequencies of the pass that committed them, though later ones have others."""
+        return False
 
     @abstractmethod
     def inv_freq(self, context: RotaryContext) -> NDArray[np.float64]:
         """Radians a frame, [planes] or [heads, planes], float64."""
 
+    def is_static(self, horizon: int | None) -> bool:
+        """Whether frequencies and scale are the same in every pass of a video of `horizon` frames (None: not known), so
+        that rotated keys may be stored."""
+        return True
+
+    def logit_scale(self, context: RotaryContext) -> LogitScale:
+        """What the logits of a pass are multiplied by."""
+        return UNSCALED
+
+    def bias(self, queries: NDArray[np.float64], keys: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """What is added to the logits of queries [Q] and keys [K] at these times: [Q, K], or None for nothing."""
+        return None
+
 
 class TimeMap(ABC):
-    """The time of every visible frame. `static`: a frame's time never changes, so rotated keys may be stored."""
+    """The time of every visible frame. Declarations, which `arvid.testing.check_time` holds a map to: `static`, a
+    frame's time never changes, so rotated keys may be stored; `bounded`, times stay below a bound however long the
+    video, as long as the view does; `absolute_at_first`, they are absolute up to one constant while all frames so far
+    are seen in their own slots, all of one shot, and no more than `train_horizon` where there is such a field."""
 
     static: ClassVar[bool] = False
+    bounded: ClassVar[bool] = False
+    absolute_at_first: ClassVar[bool] = False
 
     @abstractmethod
     def times(self, refs: Sequence[Any], new: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import BASE
+from .base import BASE, UNSCALED, LogitScale
 
 
 class Phase(NamedTuple):
@@ -54,3 +54,10 @@ def rotate(x_BNhd: Tensor, by: Phase) -> Tensor:
     even, odd = x_BNhd.unflatten(-1, (-1, 2)).to(by.cos.dtype).unbind(-1)
     turned = torch.stack((even * by.cos - odd * by.sin, even * by.sin + odd * by.cos), -1)
     return turned.flatten(-2).to(x_BNhd.dtype)
+
+
+def scale(q_BNhd: Tensor, by: LogitScale, time: int) -> Tensor:
+    """Queries whose logits are scaled; the first `time` channels of a head are the temporal ones."""
+    if by == UNSCALED:
+        return q_BNhd
+    return torch.cat((q_BNhd[..., :time] * (by.whole * by.time), q_BNhd[..., time:] * by.whole), -1)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .base import TIME, TimeMap
 
@@ -16,6 +16,8 @@ class SinkAdjacent(TimeMap):
     2509.25161) and Deep Forcing's deep sink (arXiv 2512.05081), whose released code has a gap of 3. Raises `ValueError`
     for a gap that is no whole number of frames, at least 0.
     """
+
+    absolute_at_first: ClassVar[bool] = True
 
     gap: int = 0
 

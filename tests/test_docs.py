@@ -1,0 +1,84 @@
+"""What the documentation shows is what the program does."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from command import ran
+
+from arvid.cache import CACHE, CachePolicy, Chunk, Full, Kind, Participative, Pass, Rolling, Sink, Window, make_plan
+from arvid.cache.base import CodecName
+from arvid.cache.store import Store, StoreShape
+from arvid.models.specs import card
+from arvid.positional import Absolute, Rope, RotaryContext, SinkAdjacent, TimeMap
+from arvid.testing import check_cache
+
+DOCS = Path(__file__).parents[1] / "docs"
+CACHE_PAGE = (DOCS / "cache.md").read_text()
+CONSOLE = [block for page in sorted(DOCS.glob("*.md")) for block in
+           re.findall(r"```console\n\$ arvid (.*?)\n(.*?)```", page.read_text(), re.DOTALL)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "output"), CONSOLE, ids=[command for command, _ in CONSOLE])
+def test_console_output(command: str, output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ran(capsys, *shlex.split(command)).out == output
+
+
+def test_every_picture_is_there() -> None:
+    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
+        pictures = re.findall(r"!\[.*?\]\((.*?)\)", page.read_text())
+        missing = [picture for picture in pictures if not (page.parent / picture).is_file()]
+        assert not missing, f"{page.name} shows {missing}"
+
+
+def gib(policy: CachePolicy, time: TimeMap, frames: int = 84) -> float:
+    """What a store of the published 1.3B model holds in the end, in bfloat16; nothing is allocated."""
+    published = card("self_forcing")
+    dit, (height, width) = published.dit, published.size
+    stride = published.vae.space_stride * dit.patch[1]
+    shape = StoreShape(1, 1, (height // stride, width // stride), dit.num_heads, dit.axes)
+    static = policy.static and time.static and policy.codec is None
+    pages = policy.capacity(3, 3) or frames
+    store = Store(shape, policy, rotated=static, pages=pages, dtype=torch.bfloat16, device="meta")
+    freq = Rope().inv_freq(RotaryContext(dit.axes[0], dit.num_heads))
+    qkv = torch.empty(1, 3 * shape.tokens, dit.num_heads, sum(dit.axes), dtype=torch.bfloat16, device="meta")
+    for index in range(frames // 3):
+        for kind in Kind:
+            new = Pass(kind, (Chunk(3 * index, 3, 0.5, index),))
+            store.begin(new, make_plan(policy, time, store.before(new), new), freq)
+            store.exchange(0, qkv, qkv, qkv)
+        store.end()
+    return store.live_bytes * dit.num_blocks / 2**30
+
+
+@pytest.mark.parametrize(("row", "policy", "time"), [
+    ("`window`", Window(21), Absolute()),
+    ("`sink`", Sink(12, 3), Absolute()),
+    ("`sink`, `sink_on_commit=false`", Sink(21, 3, sink_on_commit=False), SinkAdjacent()),
+    ("`rolling`", Rolling(21, chunk=3), Absolute()),
+    ("`participative`", Participative(), SinkAdjacent()),
+    ("preset `deep_sink`", Sink(21, 12), SinkAdjacent()),
+    ("`full`", Full(), Absolute()),
+])  # fmt: skip
+def test_memory_column(row: str, policy: CachePolicy, time: TimeMap) -> None:
+    (memory,) = re.findall(rf"^\| {re.escape(row)} \|.*? (\d+\.\d) GiB", CACHE_PAGE, re.MULTILINE)
+    assert f"{gib(policy, time):.1f}" == memory
+
+
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_codec_bytes(name: CodecName) -> None:
+    (share,) = re.findall(rf"^\| `{name}` \| (0\.\d{{3}}) \|", CACHE_PAGE, re.MULTILINE)
+    exact, coded = (gib(Window(21, codec=codec), Absolute(), 21) for codec in ("bf16", name))
+    assert f"{coded / exact:.3f}" == share
+
+
+def test_the_policy_of_the_page_passes_the_checker() -> None:
+    (code,) = re.findall(r"## Your own\n\n```python\n(.*?)```", CACHE_PAGE, re.DOTALL)
+    code = code.replace('register("fading")', 'register("fading_of_the_docs")')
+    setup = "from dataclasses import dataclass\nimport arvid\nfrom arvid.cache import CACHE, CachePolicy\n"
+    exec(compile(setup + code, "cache.md", "exec"), {"__name__": __name__})
+    check_cache(CACHE.build("fading_of_the_docs"))

@@ -146,7 +146,7 @@ def test_toml_has_no_none(odd: Odd, field: str) -> None:
 def test_a_file_is_read_on_top_of_its_preset(tmp_path: Path) -> None:
     file = tmp_path / "my.toml"
     file.write_text('chunk = 2\ncache = "full"\n[noise]\nname = "iid"\napply_to = "all"\n')
-    assert PipelineConfig.load(file) == PipelineConfig(chunk=2, cache=Full(), noise=IID("all"))
+    assert PipelineConfig.load(file) == PipelineConfig(chunk=2, cache=Full(), noise=IID(apply_to="all"))
     file.write_text('preset = "self_forcing"\nchunk = 2\n[cache]\nname = "sink"\nsink = 4\n')
     assert PipelineConfig.load(str(file)) == preset("self_forcing").replace(chunk=2, cache=Sink(sink=4))
     file.write_text("")

@@ -298,4 +298,4 @@ def test_overriding_draw_alone_is_refused() -> None:
 def test_iid_is_registered() -> None:
     assert NOISE.build("iid") == IID()
     assert NOISE.spec(IID()) == {"name": "iid"}
-    assert NOISE.build({"name": "iid", "apply_to": "all"}) == IID("all")
+    assert NOISE.build({"name": "iid", "apply_to": "all"}) == IID(apply_to="all")

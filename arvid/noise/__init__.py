@@ -1,5 +1,6 @@
 """Noise priors: how the Gaussian draws of a chunk's frames depend on each other."""
 
+from .ans import ANS
 from .base import (
     APPLY_TO,
     NOISE,
@@ -17,6 +18,6 @@ from .base import (
 from .iid import IID
 
 __all__ = [
-    "APPLY_TO", "IID", "NOISE", "ChunkLike", "Domain", "Key", "Kind", "NoisePrior", "Recipe", "Source", "Span",
+    "ANS", "APPLY_TO", "IID", "NOISE", "ChunkLike", "Domain", "Key", "Kind", "NoisePrior", "Recipe", "Source", "Span",
     "gaussian", "seeds",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import reduce
 from typing import Any, Protocol
@@ -154,7 +154,7 @@ class NoisePrior:
     other kinds are independent, with the numbers of `iid`. A subclass that overrides `draw` overrides `covariance` too.
     """
 
-    apply_to: str = "initial"
+    apply_to: str = field(default="initial", kw_only=True)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -27,7 +27,7 @@ class RecordedNoise(NoisePrior):
     renoise: Tensor
 
     def __init__(self, initial: Tensor, renoise: Tensor, apply_to: str = "initial") -> None:
-        super().__init__(apply_to)
+        super().__init__(apply_to=apply_to)
         object.__setattr__(self, "initial", initial)
         object.__setattr__(self, "renoise", renoise)
 

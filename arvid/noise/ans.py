@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .base import NOISE, ChunkLike, Domain, Key, NoisePrior, Recipe
+
+Scope = Literal["chunk", "stream"]
+
+
+@NOISE.register("ans")
+@dataclass(frozen=True)
+class ANS(NoisePrior):
+    """Antiphase noise sampling: z_0 white, z_u = rho z_{u-1} + sqrt(1 - rho^2) e_u, of unit variance, with covariance
+    rho^|u-v| (FLEX, arXiv 2602.14027, eq. 10-12).
+
+    rho -1, FLEX's choice, gives z, -z, z exactly; 0 is `iid` bit for bit; 1 repeats one frame. The recursion starts
+    anew in every chunk, or, with scope `stream`, which is not FLEX, runs through the video; there a frame far in costs
+    as many draws as there are frames before it, unless rho is 1 or -1. Raises `ValueError` for rho outside [-1, 1].
+    """
+
+    rho: float = -1.0
+    scope: Scope = "chunk"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not -1 <= self.rho <= 1:
+            raise ValueError(f"rho={self.rho}: the correlation of neighbouring frames lies in [-1, 1]")
+        if self.scope not in get_args(Scope):
+            raise ValueError(f"scope={self.scope!r}; allowed: {', '.join(map(repr, get_args(Scope)))}")
+
+    def recipe(self, frame: int, chunk: ChunkLike, key: Key) -> Recipe:
+        """rho^(u - v) sqrt(1 - rho^2) of the white frame v, without the root for the first; e_u has `iid`'s numbers."""
+        first = chunk.start if self.scope == "chunk" else 0
+        if abs(self.rho) == 1:
+            return {(Domain.BASE, first): self.rho ** (frame - first)}
+        rest = (1 - self.rho**2) ** 0.5
+        later = {(Domain.BASE, v): self.rho ** (frame - v) * rest for v in range(first + 1, frame + 1)}
+        return {(Domain.BASE, first): self.rho ** (frame - first), **later}

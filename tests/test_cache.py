@@ -48,7 +48,6 @@ class Case:
     policy: Window | Sink
     chunk: int
     frames: int
-    rotated: bool
 
     @property
     def sink(self) -> int:
@@ -68,52 +67,45 @@ class Case:
     def chunks(self) -> list[Chunk]:
         return layout(self.frames, self.chunk)
 
-    def store(self) -> Store:
-        capacity = self.policy.capacity(self.chunk, self.chunk)
-        assert capacity is not None
-        return Store(SHAPE, self.policy, rotated=self.rotated, pages=capacity, dtype=torch.float64)
-
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     chunk, sink = draw(st.integers(1, 4)), draw(st.integers(0, 5))
     window = sink + chunk + draw(st.integers(0, 8))
     policies = [Sink(window, sink), Sink(window, sink, sink_on_commit=False), Window(window)]
-    return Case(draw(st.sampled_from(policies)), chunk, draw(st.integers(1, 30)), draw(st.booleans()))
+    return Case(draw(st.sampled_from(policies)), chunk, draw(st.integers(1, 30)))
 
 
-def drawn(new: Pass, x: int, layer: int) -> list[Tensor]:
-    """q, k, v of a pass: a function of its frames and of `x`, which stands for the latents it is run on."""
-    seed = hash((new.frames.start, new.lane, new.branch, x, layer)) % 2**31
+def drawn(new: Pass, layer: int) -> list[Tensor]:
+    """q, k, v of a pass: a function of its first frame and the layer."""
+    seed = hash((new.frames.start, layer)) % 2**31
     return [randn(2, len(new.frames) * 2, 1, 8, seed=seed + i) for i in range(3)]
 
 
-def run(
-    store: Store, kind: Kind, chunk: Chunk, x: int = 0, time: TimeMap | None = None, lane: int = 0, branch: int = 0
-) -> Tensor:
+def run(store: Store, kind: Kind, chunk: Chunk, time: TimeMap | None = None) -> Tensor:
     """A whole pass: the attention output of every layer."""
-    new = Pass(kind, (chunk,), lane, branch)
+    new = Pass(kind, (chunk,))
     plan = make_plan(store.policy, time or Absolute(), store.before(new), new)
     store.begin(new, plan, FREQ)
     out = []
     for layer in range(SHAPE.layers):
-        q, k, v = drawn(new, x, layer)
+        q, k, v = drawn(new, layer)
         out.append(attend(rotate(q, store.phase), [store.exchange(layer, k, v)], store.bias))
     if kind is COMMIT:
         store.end()
     return torch.stack(out)
 
 
-def held(store: Store, lane: int = 0, branch: int = 0) -> list[int]:
-    return [ref.frame for ref in store.held(lane, branch)]
+def held(store: Store) -> list[int]:
+    return [ref.frame for ref in store.held()]
 
 
-def contents(store: Store, lane: int = 0, branch: int = 0) -> dict[tuple[int, int, str], bytes]:
+def contents(store: Store) -> dict[tuple[int, int, str], bytes]:
     return {
         (frame, layer, name): part.contiguous().numpy().tobytes()
-        for frame in held(store, lane, branch)
+        for frame in held(store)
         for layer in range(SHAPE.layers)
-        for name, part in zip("kv", store.page(frame, layer, lane, branch), strict=True)
+        for name, part in zip("kv", store.page(frame, layer), strict=True)
     }
 
 
@@ -150,84 +142,6 @@ def test_plans(case: Case) -> None:
             assert recent == list(range(chunk.start - len(recent), chunk.start))
             if chunk.n == case.chunk:
                 assert len(recent) == min(max(0, chunk.start - sinks), case.window - sinks - chunk.n)
-
-
-@settings(max_examples=15, deadline=None)
-@given(cases())
-def test_denoising_changes_nothing_and_commits_repeat(case: Case) -> None:
-    store, other, fresh = case.store(), case.store(), case.store()
-    run(store, COMMIT, case.chunks[0], x=5, lane=1)
-    run(store, COMMIT, case.chunks[0], x=6, branch=1)
-    aside = contents(store, lane=1), contents(store, branch=1)
-    for chunk in case.chunks:
-        before = contents(store)
-        first = run(store, DENOISE, chunk, x=1)
-        assert torch.equal(run(store, DENOISE, chunk, x=1), first)
-        run(store, DENOISE, chunk, x=2)  # an attempt that is given up
-        assert contents(store) == before
-        assert torch.equal(run(store, DENOISE, chunk, x=1), first)
-        assert torch.equal(first, run(other, DENOISE, chunk, x=1))
-
-        once = run(store, COMMIT, chunk, x=3)
-        after = contents(store)
-        assert torch.equal(run(store, COMMIT, chunk, x=3), once)
-        assert contents(store) == after
-        assert torch.equal(run(other, COMMIT, chunk, x=4), run(other, COMMIT, chunk, x=4))
-        assert torch.equal(run(other, COMMIT, chunk, x=3), once)  # the last commit counts
-        assert contents(other) == after
-        assert torch.equal(run(fresh, COMMIT, chunk, x=3), once)
-        assert contents(fresh) == after
-        assert held(store) == held(other) == held(fresh)
-        unchanged = {key: value for key, value in before.items() if key in after}
-        assert unchanged == {key: value for key, value in after.items() if key[0] < chunk.start}
-        assert held(store)[: case.sink] == list(range(min(case.sink, chunk.end)))
-    assert (contents(store, lane=1), contents(store, branch=1)) == aside
-
-
-@settings(max_examples=15, deadline=None)
-@given(cases())
-def test_memory_is_bounded(case: Case) -> None:
-    store, used = case.store(), []
-    capacity = case.policy.capacity(case.chunk, case.chunk)
-    assert capacity is not None
-    for chunk in case.chunks:
-        for _ in range(2):
-            run(store, DENOISE, chunk)
-        used.append(store.live_bytes)
-        run(store, COMMIT, chunk)
-        assert store.pages() == capacity
-        assert len(held(store)) + chunk.n <= capacity
-    steady = [c.n == case.chunk and c.start >= case.window for c in case.chunks]
-    assert len({size for size, late in zip(used, steady, strict=True) if late}) <= 1
-
-
-@settings(max_examples=15, deadline=None)
-@given(cases())
-def test_equals_full_while_it_fits(case: Case) -> None:
-    store, full = case.store(), Store(SHAPE, Full(), rotated=case.rotated, dtype=torch.float64)
-    for chunk in case.chunks:
-        if chunk.start + case.chunk > case.window:
-            break  # room is made for a full chunk, so a shorter last one sees no more history
-        for kind in (DENOISE, COMMIT):
-            assert (run(store, kind, chunk) - run(full, kind, chunk)).abs().max() < 1e-12
-
-
-@settings(max_examples=15, deadline=None)
-@given(cases(), st.randoms())
-def test_lanes_and_branches_do_not_meet(case: Case, random) -> None:
-    """Histories advance in any interleaving and come out as each alone."""
-    chunks = case.chunks[:5]
-    store, order = case.store(), [key for key in ((0, 0), (1, 0), (0, 1)) for _ in chunks]
-    random.shuffle(order)
-    alone = {key: case.store() for key in set(order)}
-    done: Counter[tuple[int, int]] = Counter()
-    for key in order:
-        chunk = chunks[done[key]]
-        for kind in (DENOISE, COMMIT):
-            expected = run(alone[key], kind, chunk, lane=key[0], branch=key[1])
-            assert torch.equal(run(store, kind, chunk, lane=key[0], branch=key[1]), expected)
-        done[key] += 1
-        assert all(contents(store, *k) == contents(alone[k], *k) for k in alone if done[k])
 
 
 def test_listing_of_window_12_sink_3() -> None:
@@ -278,7 +192,7 @@ def test_a_full_window_is_seen_without_a_copy(rotated: bool) -> None:
     before = [x.clone() for x in store.page(0, 0)]
     new = Pass(DENOISE, (Chunk(24, 2),))
     store.begin(new, make_plan(store.policy, Absolute(), store.before(new), new), FREQ)
-    seen = [store.exchange(0, *(x.float() for x in drawn(new, 0, 0)[1:])) for _ in range(2)]
+    seen = [store.exchange(0, *(x.float() for x in drawn(new, 0)[1:])) for _ in range(2)]
     for first, again in zip(*seen, strict=True):
         assert first.data_ptr() == again.data_ptr()
     (keys, values), pages = seen[0], store.page(0, 0)
@@ -292,7 +206,7 @@ def run_float32(store: Store, chunk: Chunk) -> None:
         new = Pass(kind, (chunk,))
         store.begin(new, make_plan(store.policy, Absolute(), store.before(new), new), FREQ)
         for layer in range(SHAPE.layers):
-            store.exchange(layer, *(x.float() for x in drawn(new, 0, layer)[1:]))
+            store.exchange(layer, *(x.float() for x in drawn(new, layer)[1:]))
     store.end()
 
 
@@ -342,31 +256,6 @@ def test_evicted_frames_are_still_committed_ones() -> None:
     run(store, DENOISE, Chunk(6, 2))
     with pytest.raises(ValueError, match="frames up to 5 are committed"):
         run(store, COMMIT, Chunk(4, 2))
-
-
-@dataclass(frozen=True)
-class Fading(CachePolicy):
-    """Frames 1, 2, 4, 8, ... back: detail near, gist far."""
-
-    def select(self, held: Sequence[Ref], new: Pass) -> Sequence[Ref]:
-        return [ref for ref in held if (back := new.frames.start - ref.frame) & (back - 1) == 0]
-
-    def keep(self, held: Sequence[Ref], new: Pass) -> set[int]:
-        return {ref.frame for ref in held}
-
-
-def test_a_policy_of_a_few_lines_runs() -> None:
-    CACHE.register("fading_of_the_tests")(Fading)
-    policy = CACHE.build("fading_of_the_tests")
-    store = Store(SHAPE, policy, rotated=False, dtype=torch.float64)
-    full = Store(SHAPE, Full(), rotated=False, dtype=torch.float64)
-    for chunk in layout(20, 2):
-        plan = make_plan(policy, Absolute(), store.held(), Pass(DENOISE, (chunk,)))
-        assert seen(plan) == sorted(chunk.start - 2**i for i in range(5) if 2**i <= chunk.start)
-        same = (run(store, DENOISE, chunk) - run(full, DENOISE, chunk)).abs().max() < 1e-12
-        assert same == (chunk.start <= 2)
-        for s in (store, full):
-            run(s, COMMIT, chunk)
 
 
 @dataclass(frozen=True)
@@ -473,7 +362,8 @@ def test_a_pass_never_waits_for_the_device_and_work_does_not_grow(rotated: bool)
     for chunk in layout(8, 2):
         for kind in (DENOISE, DENOISE, COMMIT):
             new = Pass(kind, (chunk,))
-            store.begin(new, make_plan(policy, Absolute(), store.before(new), new), denoiser._inv_freq(denoiser._context(new)))
+            plan = make_plan(policy, Absolute(), store.before(new), new)
+            store.begin(new, plan, denoiser._inv_freq(denoiser._context(new)))
             with Ops() as ops:
                 dit(x, level, denoiser._prompts[0][1], denoiser._mixer)
             waits = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "unique", "masked_select"}

@@ -230,7 +230,6 @@ class TooFew(Searching):
         return 99 if len(refs) > 4 else None
 
 
-@CACHE.register("doubling_of_the_check")
 @dataclass(frozen=True)
 class Doubling(Window):
     """Changes what it was given."""
@@ -240,6 +239,13 @@ class Doubling(Window):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "by", 2 * self.by)
+
+
+@dataclass(frozen=True)
+class Opaque(Window):
+    """Has a field that no file can hold."""
+
+    of: object = ()
 
 
 @pytest.mark.parametrize(
@@ -268,12 +274,23 @@ class Doubling(Window):
         (ShotLost(), r"a ref has the shot of its frame"),
         (Biased(), r"a ref has the shot of its frame, and a bias"),
         (TooFew(), r"routed chooses among the refs of role memory: .*99 frames' worth of"),
-        (Doubling(7), r"a policy comes back from its spec: not so: Doubling\(.*by=4\), expected Doubling\(.*by=2\)"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, CachePolicy) else "",
 )  # fmt: skip
 def test_a_broken_promise_is_named(policy: CachePolicy, match: str) -> None:
     with pytest.raises(AssertionError, match=match):
+        check_cache(policy)
+
+
+@pytest.mark.parametrize(
+    ("policy", "match"),
+    [(Doubling(7), r"Doubling\(.*by=4\), expected Doubling\(.*by=2\)"), (Opaque(7, object()), r"field of: <object")],
+)
+def test_a_policy_that_no_file_can_hold_is_named(
+    monkeypatch: pytest.MonkeyPatch, policy: CachePolicy, match: str
+) -> None:
+    monkeypatch.setattr(CACHE, "_classes", {**CACHE._classes, "of_the_check": type(policy)})
+    with pytest.raises(AssertionError, match=f"a policy comes back from its spec: not so: {match}"):
         check_cache(policy)
 
 
@@ -337,6 +354,8 @@ def test_a_broken_choice_is_named(policy: CachePolicy, match: str) -> None:
         (Window(), 3, r"window None means the card's"),
         (Sink(9), 3, r"sink None means the card's"),
         (Rolling(9), 3, r"chunk None means the card's"),
+        (Window, 3, r"is no cache policy: give an instance"),
+        (Full(), 0, r"chunk=0: a chunk has at least 1"),
         (Window(2), 3, r"do not fit window=2: use window >= 3"),
         (Participative(8, 2, 2, 6), 3, r"use recent >= 3"),
     ],

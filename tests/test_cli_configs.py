@@ -86,8 +86,8 @@ OWN = PipelineConfig().resolve(CARD)
     ("cache.sink=4 cache.window=9 cache.name=sink", OWN.replace(cache=Sink(9, 4))),
     ("cache={name=\"sink\",sink=1} cache.window=9", OWN.replace(cache=Sink(9, 1))),
     ("chunk=3", OWN.replace(chunk=3)),
-    ("noise.apply_to=all", OWN.replace(noise=IID("all"))),
-    ("noise.apply_to='all'", OWN.replace(noise=IID("all"))),
+    ("noise.apply_to=all", OWN.replace(noise=IID(apply_to="all"))),
+    ("noise.apply_to='all'", OWN.replace(noise=IID(apply_to="all"))),
     ("sampler.steps=[900,100] sampler.context_renoise=true", OWN.replace(
         sampler=FewStep((900, 100), 3.0, 0.0, context_renoise=True))),
     ("sampler.shift=-0.0 sampler.shift=1.5", OWN.replace(sampler=FewStep((1000, 500), 1.5, 0.0))),

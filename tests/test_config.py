@@ -113,11 +113,18 @@ def test_plain_values_and_back(config: PipelineConfig) -> None:
     assert again.to_dict() == plain
 
 
+REQUIRED: dict[str, dict[str, Any]] = {
+    "flexrope": {"slope": 0.1}, "longrope": {"factors": [1.0, 2.0]}, "ntk_by_parts": {"alpha": 1.0, "beta": 15.0},
+    "riflex": {"k": 6}, "shot_offset": {"phi": 8.0},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("key", REGISTRIES)
 def test_every_registered_strategy_makes_the_round_trip_by_its_name(key: str) -> None:
     for name in REGISTRIES[key].names():
-        config = PipelineConfig.from_dict({key: name})
-        assert config.to_dict() == {key: {"name": name}}
+        plain = {key: {"name": name, **REQUIRED.get(name, {})}}
+        config = PipelineConfig.from_dict(plain)
+        assert config.to_dict() == plain
         assert PipelineConfig.from_dict(config.to_dict()) == config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -233,7 +234,7 @@ def test_who_sees_whom_in_a_recommit() -> None:
         (lambda: any_(Window)(6, codec="int9"), r"codec='int9': pages are stored as bf16, int8, fp8"),
         (lambda: Window(6, sink_codec="int8"), r"without a codec for the other frames"),
         (lambda: any_(Window)(6, on_change="flush"), r"on_change='flush': give an event, such as Flush\(2\)"),
-        (lambda: Participative(codec="int8"), r"codec='int8': the tokens that Participative keeps move"),
+        (lambda: Participative(codec="int8"), r"codec='int8': Participative chooses tokens"),
         (lambda: Participative(on_change=Recommit()), r"belong to no frame"),
         (lambda: Participative(9, 5, 4, 9), r"sink \+ recent < budget <= window"),
         (lambda: Participative(9, 2, 3, 10), r"sink \+ recent < budget <= window"),
@@ -265,6 +266,15 @@ def test_a_policy_that_selects_no_refs_is_named(wrong) -> None:
         make_plan(Wrong(), Absolute(), (), Pass(DENOISE, (Chunk(0, 2),)))
     with pytest.raises(ValueError, match=r"Wrong.keep gave .*; it gives a set of frame numbers"):
         after_commit(Wrong(), (), Pass(COMMIT, (Chunk(0, 2),)))
+
+
+def test_a_bias_on_frames_whose_tokens_are_chosen_is_refused() -> None:
+    class Biased(Participative):
+        def select(self, held, new):
+            return [replace(ref, bias=-1.0) for ref in super().select(held, new)]
+
+    with pytest.raises(ValueError, match=r"Biased.select gave a bias to a frame whose tokens are chosen"):
+        list(rollout(Biased(9, 2, 3, 7), layout(12, 3)))
 
 
 @pytest.mark.parametrize("event", [Flush(2), Cut(), Cut("none"), Reset(), Recommit(), Recommit("causal", "renew")])

@@ -233,3 +233,16 @@ def test_snapshots_continue_bitwise() -> None:
         assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
         with pytest.raises(ValueError, match="the snapshot is of another store"):
             cached(DIT, OLD, Window(8)).store.restore(snapshot)
+
+
+def test_a_snapshot_in_the_middle_of_a_chunk_continues_bitwise() -> None:
+    """The commit sees what the first denoise has chosen."""
+    policy, chunk = Participative(9, 2, 3, 7), Chunk(15, 3, 0.7, 5)
+    denoiser = video(policy, layout(15, 3))
+    denoiser(latents(chunk), (chunk,))
+    snapshot = denoiser.store.snapshot()
+    fresh, direct = cached(DIT, OLD, policy), video(policy, layout(15, 3))
+    fresh.store.restore(snapshot)
+    committed = [each.commit(2 * latents(chunk), (chunk,)) for each in (denoiser, fresh, direct)]
+    assert torch.equal(committed[0], committed[1])
+    assert not torch.equal(committed[0], committed[2])

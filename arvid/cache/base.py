@@ -153,8 +153,8 @@ class CachePolicy(ABC):
 
     Most policies write `select` alone. `check` and `capacity` serve those with a window. Declarations, all of which
     `arvid.testing.check_cache` holds a policy to: `static`, refs keep their own time slot (`at` None), so that rotated
-    keys may be stored; `sinks`, how many first frames of the history every DENOISE sees and no commit evicts;
-    `fits_like_full`, a pass that ends within the first `window` frames (None: any pass) sees every frame before it.
+    keys may be stored; `sinks`, how many first frames of the history no commit evicts; `fits_like_full`, a chunk of the
+    usual length that ends within the first `window` frames (None: any chunk) sees every frame before it.
 
     Every policy has these fields: `codec` stores pages as bf16, int8 or fp8 (None: the model's dtype), `sink_codec`
     those of the sinks; `on_change` is the event that a change of the prompt triggers.
@@ -177,9 +177,9 @@ class CachePolicy(ABC):
                                  "dtype")
         if self.sink_codec and not self.codec:
             raise ValueError(f"sink_codec={self.sink_codec!r} without a codec for the other frames: give codec too")
-        if self.codec and self.compacts:
-            raise ValueError(f"codec={self.codec!r}: the tokens that {type(self).__name__} keeps move between pages, "
-                             "where a codec would round them again; use codec=None")
+        if self.codec and self.chooses:
+            raise ValueError(f"codec={self.codec!r}: {type(self).__name__} chooses tokens; those that move between "
+                             "pages would be rounded again: use codec=None")
         if self.on_change is not None and not isinstance(self.on_change, Event):
             raise ValueError(f"on_change={self.on_change!r}: give an event, such as Flush(2), Cut() or Recommit()")
         if self.on_change is not None and self.compacts and self.on_change.rewrites:
@@ -271,8 +271,11 @@ def _group(policy: CachePolicy, time: TimeMap, held: Sequence[Ref], new: Pass, f
     if not all(map(math.isfinite, (*ref_times, *times))):
         raise ValueError(f"{type(time).__name__}.times gave {ref_times} for the refs and {times} for the frames in "
                          "flight; times must be finite")
-    slots = tuple(range(first_slot, first_slot + len(times)))
-    return Group(slots, times, refs, ref_times, policy.routed(refs, new))
+    routed = policy.routed(refs, new)
+    if routed is not None and any(ref.bias for ref in refs if ref.role == "memory"):
+        raise ValueError(f"{type(policy).__name__}.select gave a bias to a frame whose tokens are chosen one by one; "
+                         "only frames seen whole have one")
+    return Group(tuple(range(first_slot, first_slot + len(times))), times, refs, ref_times, routed)
 
 
 def make_plan(policy: CachePolicy, time: TimeMap, held: Sequence[Ref], new: Pass) -> Plan:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -31,11 +32,13 @@ Key = tuple[int, int]  # lane, branch
 @dataclass(frozen=True)
 class Snapshot:
     """All that a store held, copied. `pages` are, by history, pool and layer, the code words of keys and of values on
-    the pages in use, sorted; `sources` the frames that their tokens came from, where tokens are packed."""
+    the pages in use, sorted; `sources` the frames that their tokens came from, where tokens are packed; `routes` the
+    tokens chosen for a chunk that is in progress, and for which."""
 
     identity: tuple
     frequencies: np.ndarray | None
     books: Mapping[Key, Book]
+    routes: Mapping[Key, tuple[dict[int, Tensor], tuple[range, float] | None]]
     pages: Mapping[Key, list[list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]]]
     sources: Mapping[Key, list[Tensor]]
 
@@ -207,7 +210,9 @@ class Store:
                 book, held = history.book, reduced(self.policy, history.book.held, event)
                 places = {ref.frame: book.places[ref.frame] for ref in held}
                 latents = {frame: x for frame, x in book.latents.items() if frame in places}
-                history.turn_to(Book(held, places, book.end, latents))
+                last = next(n for n in count() if book.end - 1 - n not in places)  # as many of the last frames are left
+                queries = tuple(each[:, max(0, each.shape[1] - last) :] for each in book.queries)
+                history.turn_to(Book(held, places, book.end, latents, queries))
                 history.routed = None
 
     def rewriter(
@@ -238,7 +243,8 @@ class Store:
                           for at, *layers in zip(used, history.keys, history.values, strict=True)]  # fmt: skip
             sources[key] = [frames[:, used[0]] for frames in history.sources]
         books = {key: history.book for key, history in self._histories.items()}
-        return Snapshot(self._identity, self._static_freq, books, pages, sources)
+        routes = {key: (dict(history.routes), history.routed) for key, history in self._histories.items()}
+        return Snapshot(self._identity, self._static_freq, books, routes, pages, sources)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Hold what was held when the snapshot was taken, in this store or another, and nothing else.
@@ -251,7 +257,8 @@ class Store:
         self._static_freq = snapshot.frequencies
         for key, book in snapshot.books.items():
             history = self._history(key)
-            history.book = book
+            history.book, (routes, history.routed) = book, snapshot.routes[key]
+            history.routes = dict(routes)
             for pool, layers in enumerate(snapshot.pages[key]):
                 history.grow(pool, max(history.used(pool), default=-1) + 1)
                 used = self._used(history, pool)

@@ -31,8 +31,8 @@ class Clamped(TimeMap):
     def __post_init__(self) -> None:
         trained = self.train_horizon
         if trained is not None and (isinstance(trained, bool) or not isinstance(trained, int) or trained < 1):
-            raise ValueError(f"train_horizon={trained!r}: give a whole number of latent frames, at least 1, or None for "
-                             "the card's")
+            raise ValueError(f"train_horizon={trained!r}: give a whole number of latent frames, at least 1, or None "
+                             "for the card's")
         check_cut(self.cut)
 
     def times(self, refs: Sequence[Any], new: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

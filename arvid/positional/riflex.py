@@ -13,7 +13,7 @@ from .scaled import Stretched
 @ROTARY.register("riflex")
 @dataclass(frozen=True)
 class Riflex(Stretched):
-    """RIFLEx (arXiv 2502.15894, section 3): plane `k`, counted from 1, is slowed to `margin` of a turn over the whole
+    """RIFLEx (arXiv 2502.15894): plane `k`, counted from 1, is slowed to `margin` of a turn over the whole
     video, so that it never repeats; the others are kept.
 
     k is the plane whose period is nearest to the distance at which a model's videos repeat; for Wan none is published.

@@ -12,8 +12,8 @@ from .base import TIME, TimeMap
 class ShotOffset(TimeMap):
     """Every frame keeps its own time, and `phi` for each shot before its own: frame + shot * phi.
 
-    `multi_shot_rope_offset` of LongLive 2 (arXiv 2605.18739), 8 in its released code. Raises `ValueError` for a phi that
-    is no finite number of frames, at least 0: with a negative one a shot would lie before what it sees.
+    `multi_shot_rope_offset` of LongLive 2 (arXiv 2605.18739), 8 in its released code. Raises `ValueError` for a phi
+    that is no finite number of frames, at least 0: with a negative one a shot would lie before what it sees.
     """
 
     static: ClassVar[bool] = True

@@ -16,8 +16,8 @@ from .tempered import Tempered
 class Yarn(Tempered):
     """YaRN as its authors released it (arXiv 2309.00071): planes that made more than `beta_fast` turns in training are
     kept, those of fewer than `beta_slow` divided by S, and those between blended, evenly over the planes where the
-    paper's section 3.2, `ntk_by_parts` here, goes by turns. Queries and keys are multiplied by 0.1 ln S + 1 (eq. 15 of
-    section 3.4), where `scope` says.
+    paper's section 3.2, `ntk_by_parts` here, goes by turns. Queries and keys are multiplied by 0.1 ln S + 1
+    (section 3.4), where `scope` says.
 
     `truncate` widens the blend to whole planes. Raises `ValueError` unless 0 < beta_slow < beta_fast.
     """

@@ -34,6 +34,10 @@ def check_cache(policy: CachePolicy, *, chunk: int = 3, seed: int = 0) -> None:
     Raises `AssertionError` with the property, the chunk, and what was expected and seen; and `ValueError` for a policy
     whose fields are not all given, or that chunks of `chunk` frames do not fit.
     """
+    if not isinstance(policy, CachePolicy):
+        raise ValueError(f"{policy!r} is no cache policy: give an instance of a class that inherits from CachePolicy")
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk}: a chunk has at least 1 latent frame")
     own = {field.name for field in dataclasses.fields(policy)} - {f.name for f in dataclasses.fields(CachePolicy)}
     if missing := sorted(name for name in own if getattr(policy, name) is None):
         raise ValueError(f"{policy}: {', '.join(missing)} None means the card's, and there is no card: give a number")
@@ -151,5 +155,9 @@ def _histories_do_not_meet(
 
 def _comes_back_from_its_spec(policy: CachePolicy) -> None:
     if type(policy) in map(CACHE.get, CACHE.names()):
-        back = CACHE.build(CACHE.spec(policy))
-        require(back == policy, "a policy comes back from its spec", None, f"{back}, expected {policy}")
+        claim = "a policy comes back from its spec"
+        try:
+            back = CACHE.build(CACHE.spec(policy))
+        except ValueError as error:
+            raise AssertionError(f"{claim}: not so: {error}") from error
+        require(back == policy, claim, None, f"{back}, expected {policy}")

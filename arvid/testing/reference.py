@@ -139,8 +139,13 @@ class Reference:
         self.held = after
 
     def happen(self, event: Event) -> None:
-        """What an event leaves."""
-        self.held, self._asked, self._routed = reduced(self.policy, self.held, event), [], None
+        """What an event leaves: the queries, too, of the last frames as far as they are held."""
+        last = self.held[-1].frame if self.held else 0
+        self.held, self._routed = reduced(self.policy, self.held, event), None
+        left, unbroken = {ref.frame for ref in self.held}, 0
+        while last - unbroken in left:
+            unbroken += 1
+        self._asked = self._asked[max(0, len(self._asked) - unbroken) :]
 
     def like_full(self, new: Pass, x: int = 0) -> Array:
         """The output of a pass that sees every frame before it, at its own time."""

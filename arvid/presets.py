@@ -24,6 +24,10 @@ class Method:
 
 STUDENTS = ("self_forcing",)
 METHODS = {
+    "flex": Method(
+        {"rotary": "flex", "time": "absolute", "noise": "ans", "cache": {"name": "sink", "window": 9, "sink": 3}},
+        "Frequency-aware RoPE, antiphase noise and an attention sink (FLEX, arXiv 2602.14027).",
+    ),
     "deep_sink": Method(
         {"cache": {"name": "sink", "window": 21, "sink": 12}, "time": "sink_adjacent"},
         "Over half of the window are sinks, re-timed to lie right before the rest (Deep Forcing, arXiv 2512.05081).",

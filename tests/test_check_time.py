@@ -90,6 +90,14 @@ class Impure(Relative):
         return past, tuple(t + len(self.calls) for t in own)
 
 
+class Untied(Relative):
+    """Refs in one slot at different times, the first given first."""
+
+    def times(self, refs, new):
+        order = sorted(range(len(refs)), key=lambda i: refs[i].at)
+        return [float(order.index(i)) for i in range(len(refs))], [float(len(refs) + i) for i in range(len(new.frames))]
+
+
 class Mutating(Relative):
     def times(self, refs: Any, new):
         refs.sort(key=lambda ref: -ref.at)
@@ -151,6 +159,7 @@ BOUND = "bounded: times stay below a bound: not so: they reach "
         (broken(lambda past, own, *_: (sorted(past), own)), r"the order of refs does not matter: not so at"),
         (broken(lambda past, own, refs, new: (past, [t + bool(refs and refs[0].at) for t in own])),
          r"the order of refs does not matter: not so at"),
+        (Untied(), r"the order of refs does not matter: not so at"),
         (broken(lambda past, own, refs, new: ([float(ref.frame) for ref in refs], own)), READS + "'frame'"),
         (broken(lambda past, own, refs, new: (past, [t + new.prompt for t in own])), READS + "'prompt'"),
         (broken(lambda past, own, refs, new: (past, [t + getattr(new, "kind", 0) for t in own])), READS + "'kind'"),

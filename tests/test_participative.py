@@ -13,7 +13,7 @@ from torch import Tensor
 from arvid.cache import CachePolicy, Chunk, Full, Kind, Participative, Pass, Scene, make_plan
 from arvid.cache.store import Store, StoreShape
 from arvid.models.attention import attend
-from arvid.positional import Absolute
+from arvid.positional import Absolute, Relative, SinkAdjacent, TimeMap
 from arvid.positional.rotation import rotate
 
 SHAPE = StoreShape(layers=2, batch=2, grid=(1, 2), heads=2, axes=(4, 2, 2))
@@ -59,9 +59,9 @@ def drawn(new: Pass, layer: int, x: int = 0) -> list[Tensor]:
             for i in range(3)]  # fmt: skip
 
 
-def run(store: Store, kind: Kind, chunk: Chunk, x: int = 0) -> Tensor:
+def run(store: Store, kind: Kind, chunk: Chunk, x: int = 0, time: TimeMap | None = None) -> Tensor:
     new = Pass(kind, (chunk,))
-    store.begin(new, make_plan(store.policy, Absolute(), store.before(new), new), FREQ)
+    store.begin(new, make_plan(store.policy, time or Absolute(), store.before(new), new), FREQ)
     out = []
     for layer in range(SHAPE.layers):
         q, k, v = drawn(new, layer, x)
@@ -148,6 +148,32 @@ def test_a_step_at_the_same_level_chooses_anew_only_where_the_chunk_begins() -> 
     run(stepped, Kind.DENOISE, Chunk(8, 2, 1.0, 4), x=7)
     outputs = [run(store, Kind.COMMIT, Chunk(8, 2, 0.0, 4)) for store in (direct, stepped)]
     assert not torch.equal(*outputs)
+
+
+def test_kept_tokens_keep_their_distance_to_the_frames_around_them() -> None:
+    """Times that move a view by a constant change nothing; a chunk that jumps ahead leaves kept tokens behind."""
+
+    class Moved(Absolute):
+        def times(self, refs, new):
+            return tuple(tuple(t + 1000 for t in part) for part in super().times(refs, new))
+
+    class Ahead(Absolute):
+        def times(self, refs, new):
+            held, own = super().times(refs, new)
+            return held, tuple(t + 5 for t in own)
+
+    stores = {time: new_store() for time in (Absolute(), Moved(), Ahead(), SinkAdjacent(), Relative())}
+    for chunk in layout(20, 2):
+        out = {time: [run(store, kind, chunk, time=time) for kind in Kind] for time, store in stores.items()}
+        plain, moved, _, near, ranked = ([x.float() for x in each] for each in out.values())
+        assert max((a - b).abs().max() for a, b in zip(plain, moved, strict=True)) < 1e-6
+        assert max((a - b).abs().max() for a, b in zip(near, ranked, strict=True)) < 1e-6
+    new = Pass(Kind.DENOISE, (Chunk(20, 2),))
+    store = stores[Ahead()]
+    plan = make_plan(POLICY, Ahead(), store.before(new), new)
+    store.begin(new, plan, FREQ)
+    held = store._views._memory  # pyright: ignore[reportAttributeAccessIssue]
+    assert held.shift.tolist() == [0.0] * len(held.shift)
 
 
 @pytest.mark.parametrize("chosen", [None, torch.zeros(2, 3, dtype=torch.long), torch.zeros(4, dtype=torch.long)])

@@ -20,8 +20,9 @@ from arvid import PipelineConfig
 from arvid.cache import Chunk, Kind, Pass, Ref, Sink, after_commit, make_plan
 from arvid.models.specs import card
 from arvid.plots import save_png
-from arvid.plots.cache import COLOURS, figure, ranges, table, views
+from arvid.plots.cache import COLOURS, figure, ranges, table
 from arvid.samplers import Emit, Sampler
+from arvid.simulate import views
 
 CARD = card("self_forcing")
 FULL = PipelineConfig(cache="full")

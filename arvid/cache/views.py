@@ -53,12 +53,14 @@ class Current:
 
 
 class Held(NamedTuple):
-    """Held pages to read: pages by pool, their frames' times [F], the rotation by these, and on which of the pages
-    tokens have the times of the frames they came from instead [F] (None: on none)."""
+    """Held pages to read: pages by pool, their frames' times [F], the rotation by these, by how much these differ from
+    the slots that the frames stand for [F], and on which of the pages tokens have times of their own (None: on none),
+    which differ by as much from the frames they came from."""
 
     pages: Where
     times: Tensor
     phase: Phase
+    shift: Tensor
     own_times: Tensor | None
 
 
@@ -229,9 +231,11 @@ class Composed(Views):
         self._turn(now)
         self._frequencies = put.put("frequencies", torch.from_numpy(np.array(now.inv_freq, dtype=np.float64, ndmin=2)))
         book = now.history.book
-        self._shift = now.group.times[0] - now.new.frames.start  # of times against frame numbers
         asked = book.queries[0].shape[1] if book.queries else 0
-        past = tuple(float(frame) + self._shift for frame in range(book.end - asked, book.end))
+        shift = now.group.times[0] - now.new.frames.start  # for frames that are not seen
+        seen = {ref.frame: time for ref, time in zip(now.group.refs, now.group.ref_times, strict=True)
+                if ref.at == ref.frame}  # fmt: skip
+        past = tuple(seen.get(frame, frame + shift) for frame in range(book.end - asked, book.end))
         self._past_phase = put.phase("past", time_angles(past, now.inv_freq))
         self.queries = []
         # A chunk's first pass chooses for all of them; the level rises only where the chunk is begun once more.
@@ -265,10 +269,13 @@ class Composed(Views):
 
     def _some(self, name: str, now: Current, entries: Sequence[Entry], own_times: Set[int]) -> Held:
         times, here = tuple(entry.time for entry in entries), [entry.frame in own_times for entry in entries]
+        slots = [now.group.refs[entry.column].at or 0.0 for entry in entries]
+        shift = torch.tensor(times, dtype=torch.float64) - torch.tensor(slots, dtype=torch.float64)
         return Held(
             self.buffers.where(name, [entry.spot for entry in entries]),
             self.buffers.put(f"{name} times", torch.tensor(times, dtype=torch.float64)),
             self.buffers.phase(name, time_angles(times, now.inv_freq).unsqueeze(1)),
+            self.buffers.put(f"{name} shift", shift),
             self.buffers.put(f"{name} own", torch.tensor(here)) if any(here) else None,
         )
 
@@ -283,7 +290,7 @@ class Composed(Views):
         keys = self._stored(history.keys, layer, held)
         if held.own_times is not None:
             ((_, pages, _),) = held.pages
-            own = history.sources[layer][:, pages] + self._shift
+            own = history.sources[layer][:, pages] + held.shift[:, None]
             times = torch.where(held.own_times[:, None], own, held.times[:, None])
             by = phase(times[..., None, None] * self._frequencies, self.dtype)
         return torch.cat((rotate(keys[..., :time], by), keys[..., time:]), -1)

@@ -12,7 +12,7 @@ Scope = Literal["chunk", "stream"]
 @dataclass(frozen=True)
 class ANS(NoisePrior):
     """Antiphase noise sampling: z_0 white, z_u = rho z_{u-1} + sqrt(1 - rho^2) e_u, of unit variance, with covariance
-    rho^|u-v| (FLEX, arXiv 2602.14027, eq. 10-12).
+    rho^|u-v| (FLEX, arXiv 2602.14027, eq. 10-11).
 
     rho -1, FLEX's choice, gives z, -z, z exactly; 0 is `iid` bit for bit; 1 repeats one frame. The recursion starts
     anew in every chunk, or, with scope `stream`, which is not FLEX, runs through the video; there a frame far in costs

@@ -40,9 +40,12 @@ UNSCALED = LogitScale()
 
 
 class Rotary(ABC):
-    """The frequency of each temporal plane, and, for a few methods, a scale or a bias of the logits. Declarations, which
-    `arvid.testing.check_rotary` holds a rule to: `identity_within_train`, plain rope of the same base, neither scaled
-    nor biased, in a video no longer than the model was trained on; `monotone`, a longer video raises no frequency."""
+    """The frequency of each temporal plane, and, for a few methods, a scale or a bias of the logits.
+
+    Declarations, which `arvid.testing.check_rotary` holds a rule to: `identity_within_train`, plain rope of the same
+    base, neither scaled nor biased, in a video no longer than the model was trained on; `monotone`, a longer video
+    raises no frequency.
+    """
 
     identity_within_train: ClassVar[bool] = False
     monotone: ClassVar[bool] = False

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,13 @@ from .rope import Ladder
 @ROTARY.register("flexrope")
 @dataclass(frozen=True)
 class FlexRope(Ladder):
-    """Plain rope, and logits lower by `slope` for each frame that a key lies before the query: FAR's FlexRoPE (arXiv
-    2503.19325v1), one ALiBi slope for all heads. No slope is published. Raises `ValueError` for one that is negative or
-    not finite."""
+    """Plain rope, and logits lower by `slope` for each frame that a key lies before the query.
 
+    FAR's FlexRoPE (arXiv 2503.19325v1): ALiBi with one slope for all heads. None is published. Raises `ValueError` for
+    one that is negative or not finite.
+    """
+
+    monotone: ClassVar[bool] = True
     slope: float
 
     def __post_init__(self) -> None:

@@ -13,11 +13,12 @@ from .tempered import Tempered
 @ROTARY.register("longrope")
 @dataclass(frozen=True)
 class LongRope(Tempered):
-    """Each plane divided by a factor of its own, `factors`, wherever S is above 1 (LongRoPE, arXiv 2402.13753, section
-    3), and queries and keys multiplied by sqrt(1 + ln S / ln train_horizon) as in its released code, where `scope` says.
+    """Each plane divided by a factor of its own wherever S is above 1, and attention sharpened.
 
-    The paper searches the factors; none are published for video models. Its rule for the first tokens, which keep plain
-    frequencies, is left out, as in transformers: scores would no longer depend on differences of times only.
+    LongRoPE (arXiv 2402.13753, section 3). The paper searches `factors`; none are published for video models. Queries
+    and keys are multiplied by sqrt(1 + ln S / ln train_horizon), as in transformers, where `scope` says. The rule for
+    the first tokens, which keep plain frequencies, is left out, as it is there: with it scores would no longer depend
+    on differences of times only.
     Raises `ValueError` for factors that are not positive, or not one for each plane.
     """
 

@@ -14,10 +14,10 @@ from .scaled import Stretched
 @dataclass(frozen=True)
 class NTKByParts(Stretched):
     """Planes that made fewer than `alpha` turns in training are divided by S, those of more than `beta` kept, and those
-    between blended in proportion to their turns (YaRN, arXiv 2309.00071, section 3.2; transformers' `llama3`).
+    between blended in proportion to their turns.
 
-    Language models use 1 and 32, which no plane reaches in 21 frames: hence no defaults. Raises `ValueError` unless
-    0 <= alpha < beta.
+    NTK-by-parts (YaRN, arXiv 2309.00071, section 3.2), transformers' `llama3`. Language models use 1 and 32, which no
+    plane reaches in 21 frames: hence no defaults. Raises `ValueError` unless 0 <= alpha < beta.
     """
 
     monotone: ClassVar[bool] = True
@@ -27,7 +27,7 @@ class NTKByParts(Stretched):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.alpha < self.beta < float("inf"):
-            raise ValueError(f"alpha={self.alpha}, beta={self.beta}: give 0 <= alpha < beta, finite, both in turns that a "
+            raise ValueError(f"alpha={self.alpha}, beta={self.beta}: give 0 <= alpha < beta, finite, in turns that a "
                              "plane makes over train_horizon frames")
 
     def stretch(self, theta: NDArray[np.float64], by: float, context: RotaryContext) -> NDArray[np.float64]:

@@ -13,12 +13,11 @@ from .scaled import Stretched
 @ROTARY.register("riflex")
 @dataclass(frozen=True)
 class Riflex(Stretched):
-    """RIFLEx (arXiv 2502.15894): plane `k`, counted from 1, is slowed to `margin` of a turn over the whole
-    video, so that it never repeats; the others are kept.
+    """Plane `k`, counted from 1, is slowed to `margin` of a turn over the whole video, so that it does not repeat.
 
-    k is the plane whose period is nearest to the distance at which a model's videos repeat; for Wan none is published.
-    The paper has margin 1, its code 0.9. A plane that is slower already is left as it is. Raises `ValueError` for a k
-    that is no plane and a margin outside (0, 1].
+    RIFLEx (arXiv 2502.15894). k is the plane whose period is nearest to the distance at which a model's videos repeat;
+    for Wan none is published. The paper has margin 1, its code 0.9. A plane that is slower already stays as it is.
+    Raises `ValueError` for a k that is no plane and a margin outside (0, 1].
     """
 
     monotone: ClassVar[bool] = True

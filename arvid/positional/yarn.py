@@ -14,12 +14,12 @@ from .tempered import Tempered
 @ROTARY.register("yarn")
 @dataclass(frozen=True)
 class Yarn(Tempered):
-    """YaRN as its authors released it (arXiv 2309.00071): planes that made more than `beta_fast` turns in training are
-    kept, those of fewer than `beta_slow` divided by S, and those between blended, evenly over the planes where the
-    paper's section 3.2, `ntk_by_parts` here, goes by turns. Queries and keys are multiplied by 0.1 ln S + 1
-    (section 3.4), where `scope` says.
+    """Planes that made more than `beta_fast` turns in training are kept, those of fewer than `beta_slow` divided by S,
+    those between blended evenly from plane to plane, and attention sharpened.
 
-    `truncate` widens the blend to whole planes. Raises `ValueError` unless 0 < beta_slow < beta_fast.
+    YaRN (arXiv 2309.00071, section 3.4) as its authors released it; the paper blends in proportion to turns, which is
+    `ntk_by_parts`. `truncate` widens the blend to whole planes; the first plane is kept however few its turns. Queries
+    and keys are multiplied by 0.1 ln S + 1, where `scope` says. Raises `ValueError` unless 0 < beta_slow < beta_fast.
     """
 
     monotone: ClassVar[bool] = True
@@ -31,7 +31,7 @@ class Yarn(Tempered):
         super().__post_init__()
         if not 0 < self.beta_slow < self.beta_fast < float("inf"):
             raise ValueError(f"beta_fast={self.beta_fast}, beta_slow={self.beta_slow}: give 0 < beta_slow < beta_fast, "
-                             "finite, both in turns that a plane makes over train_horizon frames")
+                             "finite, in turns that a plane makes over train_horizon frames")
 
     def stretch(self, theta: NDArray[np.float64], by: float, context: RotaryContext) -> NDArray[np.float64]:
         first, last = self._plane(self.beta_fast, context), self._plane(self.beta_slow, context)

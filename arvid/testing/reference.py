@@ -96,17 +96,17 @@ class Reference:
         if not self._routed or self._routed[0] != new.frames or (new.kind is Kind.DENOISE and level >= self._routed[1]):
             self._routes, self._routed = {}, (new.frames, level)
         shown, memory = self._apart(plan)
-        shift, out = group.times[0] - new.frames.start, []
+        out = []
         for layer in range(SHAPE.layers):
             q, k, v = drawn(new, layer, x, self.seed)
             q, k = (in_space(by_frame(part)).reshape(part.shape) for part in (q, k))
             own = np.repeat(group.times, SHAPE.tokens)[None]
-            seen = [self._tokens(layer, shown, shift, False)]
+            seen = [self._tokens(layer, shown, False)]
             if memory:
                 if layer not in self._routes:
                     self._routes[layer] = self._chosen("route", layer, self._scene(layer, new, plan, x),
                                                        group.routed or 0)  # fmt: skip
-                seen.append(self._tokens(layer, memory, shift, True).pick(self._routes[layer]))
+                seen.append(self._tokens(layer, memory, True).pick(self._routes[layer]))
             keys, values = zip(*(self._read(layer, tokens) for tokens in seen), strict=True)
             bias = np.concatenate([tokens.bias for tokens in seen] + [np.zeros((SHAPE.batch, own.size))], 1)
             out.append(attention(in_time(q, own), np.concatenate((*keys, in_time(k, own)), 1),
@@ -122,7 +122,7 @@ class Reference:
             if moved:
                 scene = self._scene(layer, new, plan, x)
                 chosen = self._chosen("compact", layer, scene, len(moved), self._routes[layer])
-                kept = self._tokens(layer, memory, 0.0, True).pick(chosen).source
+                kept = self._tokens(layer, memory, True).pick(chosen).source
                 for i, frame in enumerate(moved):
                     self.sources[layer, frame] = kept[:, i * SHAPE.tokens : (i + 1) * SHAPE.tokens]
             q, k, v = map(by_frame, drawn(new, layer, x, self.seed))
@@ -174,15 +174,15 @@ class Reference:
         return ([pair for pair, apart in zip(timed, chosen, strict=True) if not apart],
                 sorted(memory, key=lambda pair: pair[0].frame))  # fmt: skip
 
-    def _tokens(self, layer: int, refs: Timed, shift: float, routed: bool) -> Tokens:
-        """The tokens of refs. Packed ones, and those that may be, have the times of the frames they came from: their
-        numbers and `shift`."""
+    def _tokens(self, layer: int, refs: Timed, routed: bool) -> Tokens:
+        """The tokens of refs. Packed ones, and those that may be, have times of their own: as far from the frame they
+        came from as the ref's time is from its slot."""
         packed = {ref.frame for ref in self.held if ref.role == "memory"}
         source, times, bias = [np.zeros((SHAPE.batch, 0, 2), np.int64)], [], []
         for ref, time in refs:
             source.append(self.sources[layer, ref.frame])
             own = ref.frame in packed or (routed and self.policy.compacts)
-            times.append(source[-1][..., 0] + shift if own else np.full((SHAPE.batch, SHAPE.tokens), time))
+            times.append(source[-1][..., 0] + (time - (ref.at or 0.0)) if own else np.full((SHAPE.batch, SHAPE.tokens), time))
             bias.append(np.full((SHAPE.batch, SHAPE.tokens), ref.bias))
         none = np.zeros((SHAPE.batch, 0))
         return Tokens(np.concatenate(source, 1), np.concatenate((none, *times), 1), np.concatenate((none, *bias), 1))
@@ -199,9 +199,12 @@ class Reference:
         q = in_time(in_space(by_frame(q)).reshape(q.shape), np.repeat(group.times, SHAPE.tokens)[None])
         past = np.zeros((SHAPE.batch, 0, SHAPE.heads, sum(SHAPE.axes)))
         if self._asked:
-            times = group.times[0] + np.arange(-len(self._asked), 0, dtype=np.float64)
+            start = new.frames.start
+            seen = {ref.frame: t for ref, t in zip(group.refs, group.ref_times, strict=True) if ref.at == ref.frame}
+            asked = range(start - len(self._asked), start)
+            times = np.array([seen.get(frame, group.times[0] - start + frame) for frame in asked])
             past = in_time(np.stack([of[layer] for of in self._asked], 1), times[None])
-        k, v = self._read(layer, self._tokens(layer, self._apart(plan)[1], group.times[0] - new.frames.start, True))
+        k, v = self._read(layer, self._tokens(layer, self._apart(plan)[1], True))
         return Scene(new, *map(torch.from_numpy, (q, past, k, v)))
 
     def _chosen(self, hook: str, layer: int, scene: Scene, frames: int, *more: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from arvid.cache import CACHE, CachePolicy
 from arvid.models.specs import SETTINGS, Card
 from arvid.noise import NOISE, NoisePrior
 from arvid.positional import ROTARY, TIME, Rotary, TimeMap
+from arvid.positional.scaled import Scaled
 from arvid.registry import Registry
 from arvid.samplers import SAMPLER, Sampler
 
@@ -111,6 +113,10 @@ class PipelineConfig:
             fill = {name: settings[name] for name in open_fields(given[key]) if name in settings}
             given[key] = dataclasses.replace(given[key], **fill) if fill else given[key]
         _require(given)
+        rotary = given["rotary"]
+        if card and isinstance(rotary, Scaled) and rotary.train_horizon != card.train_horizon:
+            warnings.warn(f"{rotary}: train_horizon is not that of the weights ({card.name!r}: {card.train_horizon})",
+                          stacklevel=3)  # fmt: skip
         return PipelineConfig(**given)
 
 

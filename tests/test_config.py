@@ -352,3 +352,13 @@ def test_a_method_is_built_when_it_is_asked_for() -> None:
             preset("broken")
         with pytest.raises(ValueError, match=r"did you mean 'whole'\? \(presets: broken, .*self_forcing"):
             describe("whol")
+
+
+def test_a_training_horizon_of_other_weights_warns() -> None:
+    with pytest.warns(UserWarning, match=r"Flex\(.*train_horizon is not that of the weights \('self_forcing': 21\)"):
+        PipelineConfig(rotary={"name": "flex", "train_horizon": 240}).resolve(card("self_forcing"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resolved = PipelineConfig(rotary="flex").resolve(card("self_forcing"))
+        assert resolved.resolve(card("self_forcing")) == resolved
+    assert PipelineConfig.from_dict(resolved.to_dict()) == resolved

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -31,7 +31,6 @@ from arvid.positional import (
 )
 from arvid.positional.base import UNSCALED, LogitScale
 from arvid.positional.scaled import Scaled
-from arvid.testing import inv_freq
 
 PLANES = 22  # 44 of a head's 128 channels, as in Wan
 THETA = [10000 ** (-2 * m / 44) for m in range(PLANES)]
@@ -82,6 +81,14 @@ def test_rules_agree_with_transformers(
     assert whole * time == pytest.approx(factor**2, rel=1e-12)
 
 
+def yarn(trained: int, s: float, fast: float, slow: float) -> list[float]:
+    """By the planes, not whole, that make so many turns in training."""
+    first, last = (math.log(trained / (2 * math.pi * turns)) / math.log(1e4) * 22 for turns in (fast, slow))
+    first, last = max(first, 0.0), max(last, 0.0)
+    by = [min(1.0, max(0.0, (m - first) / (last - first))) if last > first else float(m > 0) for m in range(PLANES)]
+    return [t * (d / s + 1 - d) for t, d in zip(THETA, by, strict=True)]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), lengths, st.floats(0, 3), st.floats(0.01, 20), st.floats(0.1, 5), st.integers(1, PLANES))
 def test_closed_forms(trained: int, horizon: int, alpha: float, more: float, growth: float, k: int) -> None:
@@ -98,6 +105,7 @@ def test_closed_forms(trained: int, horizon: int, alpha: float, more: float, gro
         LongRope(FACTORS): [t / (f if s > 1 else 1) for t, f in zip(THETA, FACTORS, strict=True)],
         Riflex(k): [slowed if m == k - 1 else t for m, t in enumerate(THETA)],
         FlexRope(0.3): THETA,
+        Yarn(beta := alpha + more, beta / 3, truncate=False): yarn(trained, s, beta, beta / 3),
     }
     for rule, freq in expected.items():
         np.testing.assert_allclose(rule.inv_freq(context(trained, horizon)), freq, rtol=1e-12, err_msg=str(rule))
@@ -364,40 +372,3 @@ def test_lists_of_a_file_become_tuples() -> None:
     spec = {"name": "longrope", "factors": [2, 3.5], "scope": "time"}
     assert ROTARY.build(spec) == LongRope((2, 3.5), scope="time")
     assert ROTARY.spec(ROTARY.build(spec)) == spec
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.integers(2, 40), st.integers(1, 300), lengths)
-def test_inv_freq_takes_names_dicts_and_instances(planes: int, trained: int, horizon: int) -> None:
-    rule = Flex(0.2)
-    expected = rule.inv_freq(context(trained, horizon, planes))
-    spec = {"name": "flex", "alpha": 0.2}
-    for found in (inv_freq(rule, planes, trained, horizon), inv_freq(spec, planes, trained, horizon),
-                  inv_freq(spec, planes, trained, end=horizon)):  # fmt: skip
-        assert found.dtype == np.float64
-        assert np.array_equal(found, expected)
-    assert np.array_equal(inv_freq("pi", planes, trained), inv_freq("rope", planes, trained))
-    assert inv_freq("lol", planes, trained, heads=3).shape == (3, planes)
-    assume(horizon > trained)
-    assert not np.array_equal(inv_freq(spec, planes, trained, horizon), inv_freq("rope", planes, trained))
-
-
-@pytest.mark.parametrize(
-    ("numbers", "match"),
-    [
-        ((0, 21), "planes=0: give a whole number, at least 1"),
-        ((22, 0), "train_horizon=0"),
-        ((22, 21, 0), "horizon=0"),
-        ((22, 21, 120, 0), "heads=0"),
-        ((22, 21, 120, 1, 0), "end=0"),
-        ((22, 21.0), r"train_horizon=21\.0"),
-    ],
-)
-def test_inv_freq_refuses_what_is_no_model(numbers: tuple, match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        inv_freq("flex", *numbers)
-
-
-def test_inv_freq_knows_registered_names_only() -> None:
-    with pytest.raises(ValueError, match=r"no rotary strategy is called 'flx'; did you mean 'flex'"):
-        inv_freq("flx", 22, 21)

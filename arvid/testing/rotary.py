@@ -153,7 +153,7 @@ def _bias(rotary: Rotary, times: Array) -> Array:
 def _biases_differences(rotary: Rotary) -> None:
     here = _bias(rotary, np.array(TIMES))
     for shift in SHIFTS:
-        off = np.abs(_bias(rotary, np.array(TIMES) + shift) - here).max()
+        off = np.abs(_bias(rotary, np.array(TIMES) + shift) - here).max() / max(1, np.abs(here).max())
         require(off < CLOSE, "bias depends on differences of times only", None,
                 f"off by {off:.2g} when all times are {shift:+g} later")  # fmt: skip
 
@@ -181,7 +181,7 @@ def _turns(answer: _Answer) -> None:
 
     here = scores(times)
     for shift in SHIFTS:
-        off = (scores(times + shift) - here).abs().max().item()
+        off = (scores(times + shift) - here).abs().max().item() / max(1, here.abs().max().item())
         require(off < CLOSE, "scores depend on differences of times only", None,
                 f"off by {off:.2g} when all times are {shift:+g} later, {of}")  # fmt: skip
 
@@ -305,10 +305,10 @@ def _others(value: Any, hint: Any) -> list[Any]:
         return [not value]
     if value is None:
         return [*((1, 7, 1000) if int in parts else ()), *((0.1, 2.5) if float in parts else ())]
-    if isinstance(value, int):
-        return [value + 1, value - 1, 2 * value, 16 * value, value // 2]
-    if isinstance(value, float):
-        return [value * by for by in (0.5, 2, 16, 1 / 16)] + [value + by for by in (0.01, -0.01, 1)]
+    if isinstance(value, int) and float not in parts:
+        return [value + 1, value - 1, 2 * value + 2, 16 * value + 16]
+    if isinstance(value, (int, float)):
+        return [value + 0.01, value - 0.01, value + 1, *((value * by for by in (0.5, 2, 16, 1 / 16)) if value else ())]
     if isinstance(value, tuple) and value:
         return [(other, *value[1:]) for other in _others(value[0], None)]
     return []

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from arvid import testing as testing
     from arvid.cache import CACHE as CACHE
     from arvid.config import PipelineConfig as PipelineConfig
+    from arvid.lint import lint as lint
     from arvid.noise import NOISE as NOISE
     from arvid.pipeline import Pipeline as Pipeline
     from arvid.positional import ROTARY as ROTARY
@@ -33,7 +34,7 @@ _HOME = {
     "Video": "arvid.video",
     "preset": "arvid.presets",
 }
-_MODULES = ("geometry", "presets", "registry", "testing")
+_MODULES = ("geometry", "lint", "presets", "registry", "testing")
 
 __all__ = [
     "CACHE",
@@ -45,6 +46,7 @@ __all__ = [
     "PipelineConfig",
     "Video",
     "__version__",
+    "lint",
     "preset",
     "testing",
 ]

@@ -35,7 +35,8 @@ class PipelineConfig:
     """How a video is made: a strategy of each kind, and the latent frames of a chunk. None is the card's.
 
     Each strategy is given as a name, a dict {"name": ..., field: value} or an instance, and kept as an instance.
-    Raises `ValueError` for unknown names, fields and values, and for choices that exclude each other.
+    Raises `ValueError` for unknown names, fields and values, and for choices that exclude each other; warns of a rule
+    for long videos over times that do not grow.
     """
 
     rotary: Rotary | None = None
@@ -62,6 +63,8 @@ class PipelineConfig:
             raise ValueError(f"chunk={chunk!r}: a chunk is a whole number of latent frames, at least 1")
         if self.cache and self.sampler and chunk and not open_fields(self.cache) and not open_fields(self.sampler):
             _check_fit(self.cache, self.sampler, chunk)
+        if self.rotary:
+            _check_rotary(self.rotary, self.time, self.cache)
 
     def replace(self, **changes: Any) -> PipelineConfig:
         """A copy with other choices. Raises `ValueError` for a key that is none of the six."""
@@ -142,7 +145,7 @@ def _parse(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give a TOML file")
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
     except UnicodeDecodeError as error:
@@ -192,3 +195,21 @@ def _check_fit(cache: CachePolicy, sampler: Sampler, chunk: int) -> None:
         cache.check(sampler.in_flight(chunk))
     except ValueError as error:
         raise ValueError(f"{cache} and {sampler} with chunk={chunk} do not fit each other: {error}") from None
+
+
+def _check_rotary(rotary: Rotary, time: TimeMap | None, cache: CachePolicy | None) -> None:
+    moving = [each for each in (time, cache) if each and not each.static]
+    if rotary.stale and moving:
+        raise ValueError(f"{rotary} leaves keys as the pass that committed them rotated them, but {moving[0]} moves "
+                         "keys to other times: use scale='current', or absolute times and a window, sink or full cache")
+    if rotary.stale and cache and cache.codec:
+        raise ValueError(f"{rotary} leaves keys as the pass that committed them rotated them, but {cache} stores keys "
+                         "before they are rotated: use scale='current', or codec=None")
+    if cache and cache.chooses and type(rotary).bias is not Rotary.bias:
+        raise ValueError(f"{rotary} adds a bias by frame to the logits, which does not reach the tokens that {cache} "
+                         "chooses: use another cache policy, or a frequency rule without a bias")
+    if time and time.bounded and isinstance(rotary, Scaled):
+        # One place and one text: Python then shows it once, though every copy of a configuration is built anew.
+        warnings.warn(f"{type(time).__name__} keeps times as near to each other as the view is long: unless that is "
+                      f"longer than the training clips, {type(rotary).__name__} compresses what training showed "
+                      "already; use rotary='rope', or time='absolute'", stacklevel=2)  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -196,15 +195,20 @@ class Pipeline:
         return self._pieces(self.vae, self.card.fps, emits, pixel_frames(total, self.vae.spec.time_stride), progress)
 
     def _later(self, prompts: Prompts, total: int) -> list[tuple[int, Tensor]]:
-        """The frames from which on other prompts run, and their embeddings."""
-        assert self.card and self.text
-        changes = []
+        """The frames from which on other prompts run, each the start of a chunk, and their embeddings."""
+        assert self.card and self.text and self.config.chunk
+        starts = [start for start, _ in chunk_layout(total, self.config.chunk)[1]]
+        changes: list[tuple[int, Tensor]] = []
         for seconds, prompt in prompts.later:
-            frame = math.ceil(seconds * self.card.fps / self.card.vae.time_stride)
-            if frame >= total:
-                raise ValueError(f"the prompt {prompt!r} begins at {seconds:g} s, when the video of {total} latent "
-                                 "frames is over: give an earlier time or a longer video")
-            changes.append((frame, self.text.encode([prompt])))
+            frame = seconds * self.card.fps / self.card.vae.time_stride
+            start = next((start for start in starts if start >= frame), None)
+            if start is None:
+                raise ValueError(f"the prompt {prompt!r} begins at {seconds:g} s, and no chunk of this video of "
+                                 f"{total} latent frames begins then or later: give an earlier time or a longer video")
+            if changes and changes[-1][0] == start:
+                raise ValueError(f"the prompt {prompt!r} begins at {seconds:g} s, in the same chunk as the one before: "
+                                 f"give times at least {self.config.chunk} latent frames apart")
+            changes.append((start, self.text.encode([prompt])))
         return changes
 
     def _event(self, on_change: Change) -> Event | None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-__all__ = ["BY_BASE", "Registry", "UnknownField", "UnknownName", "describe_field", "summary"]
+__all__ = ["BY_BASE", "Registry", "UnknownField", "UnknownName", "brief", "describe_field", "summary"]
 
 BY_BASE: dict[type, Registry] = {}
 """The registry of the classes that inherit from a base, for registries that were made with one."""
@@ -236,7 +236,10 @@ class Registry(Generic[T]):
             return _tuples(value)
         elif _fits(value, hint, origin, args):
             return value
-        raise ValueError(f"{where} wants {getattr(hint, '__name__', hint) if not args else hint}, got {value!r}")
+        wants = getattr(hint, "__name__", hint) if not args else hint
+        if origin is typing.Literal:
+            wants = f"one of {', '.join(map(repr, args))}"
+        raise ValueError(f"{where} wants {wants}, got {value!r}")
 
     def _may_hold(self, hint: Any) -> bool:
         """Whether a field of this type may hold some strategy of this registry."""
@@ -300,6 +303,14 @@ def describe_field(field: dataclasses.Field) -> str:
     """`name=default`, for people."""
     default = _default(field)
     return f"{field.name} (required)" if default is _REQUIRED else f"{field.name}={default!r}"
+
+
+def brief(strategy: Any) -> str:
+    """As `repr`, but with the fields it has by its own class first, and of the keyword-only ones those that differ from
+    their defaults."""
+    given = sorted((f for f in dataclasses.fields(strategy) if not f.kw_only or getattr(strategy, f.name) != f.default),
+                   key=lambda f: f.kw_only is True)  # fmt: skip
+    return f"{type(strategy).__name__}({', '.join(f'{f.name}={getattr(strategy, f.name)!r}' for f in given)})"
 
 
 def summary(cls: type) -> str:

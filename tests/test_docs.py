@@ -79,6 +79,5 @@ def test_codec_bytes(name: CodecName) -> None:
 def test_the_policy_of_the_page_passes_the_checker() -> None:
     (code,) = re.findall(r"## Your own\n\n```python\n(.*?)```", CACHE_PAGE, re.DOTALL)
     code = code.replace('register("fading")', 'register("fading_of_the_docs")')
-    setup = "from dataclasses import dataclass\nimport arvid\nfrom arvid.cache import CACHE, CachePolicy\n"
-    exec(compile(setup + code, "cache.md", "exec"), {"__name__": __name__})
+    exec(compile(code, "cache.md", "exec"), {"__name__": __name__})
     check_cache(CACHE.build("fading_of_the_docs"))

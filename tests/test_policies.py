@@ -264,8 +264,37 @@ def test_a_policy_that_selects_no_refs_is_named(wrong) -> None:
 
     with pytest.raises(ValueError, match=r"Wrong.select gave .*; it gives a sequence of Ref"):
         make_plan(Wrong(), Absolute(), (), Pass(DENOISE, (Chunk(0, 2),)))
-    with pytest.raises(ValueError, match=r"Wrong.keep gave .*; it gives a set of frame numbers"):
+    with pytest.raises(ValueError, match=r"Wrong.keep gave .*; it gives a set of the frames that are held"):
         after_commit(Wrong(), (), Pass(COMMIT, (Chunk(0, 2),)))
+
+
+@pytest.mark.parametrize("change", [{"at": "3"}, {"at": 9.0}, {"at": 2.0}, {"at": float("nan")}, {"bias": "a"},
+                                    {"bias": float("inf")}, {"bias": float("nan")}, {"role": "king"}])  # fmt: skip
+def test_a_ref_that_makes_no_sense_is_named(change: dict) -> None:
+    class Odd(Full):
+        def select(self, held, new):
+            return [replace(ref, **change) for ref in held]
+
+    with pytest.raises(ValueError, match=r"Odd.select gave Ref\(.*: `at` is a slot before the chunk at 2"):
+        make_plan(Odd(), Absolute(), [Ref(0)], Pass(DENOISE, (Chunk(2, 2),)))
+
+
+def test_a_frame_is_seen_once_in_a_slot() -> None:
+    class Twice(Full):
+        def select(self, held, new):
+            return [*held, *held]
+
+    with pytest.raises(ValueError, match=r"Twice.select gave a frame twice for one slot: \[\(0, 0.0\), \(0, 0.0\)\]"):
+        make_plan(Twice(), Absolute(), [Ref(0)], Pass(DENOISE, (Chunk(2, 2),)))
+
+
+def test_only_what_is_held_can_be_kept() -> None:
+    class Hoarder(Full):
+        def keep(self, held, new):
+            return {ref.frame for ref in held} | {99}
+
+    with pytest.raises(ValueError, match=r"Hoarder.keep gave .*99.*frames that are held: \[0, 1\]"):
+        after_commit(Hoarder(), (), Pass(COMMIT, (Chunk(0, 2),)))
 
 
 def test_a_bias_on_frames_whose_tokens_are_chosen_is_refused() -> None:

@@ -204,6 +204,16 @@ def test_an_event_before_the_first_frame_does_no_harm(event) -> None:
     assert torch.equal(denoiser.commit(latents(chunk), (chunk,)), expected)
 
 
+@pytest.mark.parametrize("policy", [Sink(9, 6), Rolling(9, chunk=3)], ids=str)
+def test_a_recommit_that_keeps_the_sinks_leaves_a_history_of_sinks_alone(policy: CachePolicy) -> None:
+    denoiser = video(policy, layout(6, 3))
+    before = contents(denoiser)
+    denoiser.change(6, DIT.prepare_text(NEW), Recommit())
+    chunk = Chunk(6, 3, 0.5, 2)
+    denoiser(latents(chunk), (chunk,))
+    assert distance(contents(denoiser), before) == 0
+
+
 def test_packed_tokens_cannot_be_committed_again() -> None:
     denoiser = video(Participative(9, 2, 3, 7), layout(15, 3))
     before = contents(denoiser)

@@ -63,7 +63,9 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"prompt": [(1, RED), (2, BLUE)]}, ValueError, r"\[1.0, 2.0\] s: the first begins at 0"),
     ({"prompt": [(0, RED), (2, BLUE), (2, RED)]}, ValueError, "each later one after the one before"),
     ({"prompt": [(0, RED), (math.nan, BLUE)]}, ValueError, "each later one after"),
-    ({"prompt": [(0, RED), (9, BLUE)], "frames": 9}, ValueError, "begins at 9 s, when the video of 9 latent frames is"),
+    ({"prompt": [(0, RED), (9, BLUE)], "frames": 9}, ValueError, "begins at 9 s, and no chunk of this video of 9"),
+    ({"prompt": [(0, RED), (3.6, BLUE)], "frames": 8}, ValueError, r"begins at 3\.6 s, and no chunk"),  # the last: 3 s
+    ({"prompt": [(0, RED), (1.1, BLUE), (1.9, RED)], "frames": 9}, ValueError, "same chunk as the one before"),
     ({"prompt": [(0, RED), (1, " ")], "frames": 9}, ValueError, "the prompt ' ' is empty"),
     ({"prompt": [(0, RED), (1, BLUE)], "frames": 9, "seed": [1, 2]}, ValueError, "seed"),
     ({"on_change": "flush"}, ValueError, "event 'flush' needs a value for n"),

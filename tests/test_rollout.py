@@ -339,7 +339,8 @@ def test_the_mask_oracle_refuses_what_a_mask_cannot_say() -> None:
 @pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1j])
 def test_frequencies_are_finite_numbers(dit, text, wrong, static):
-    rotary = type("Wrong", (Rotary,), {"is_static": lambda _, horizon: static, "inv_freq": lambda _, c: np.full(c.dim // 2, wrong)})()
+    rules = {"is_static": lambda _, horizon: static, "inv_freq": lambda _, c: np.full(c.dim // 2, wrong)}
+    rotary = type("Wrong", (Rotary,), rules)()
     denoiser = cached(dit, text, Full(), rotary=rotary)
     with pytest.raises(ValueError, match=r"Wrong\.inv_freq gave .* finite numbers"):
         denoiser(randn(1, 2, SPEC.in_channels, *SIZE), (Chunk(0, 2, 1.0),))

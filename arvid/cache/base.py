@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from arvid.positional.base import TimeMap
-from arvid.registry import Registry
+from arvid.registry import Registry, brief
 
 from .events import Event, Mode
 
@@ -187,10 +187,7 @@ class CachePolicy(ABC):
                              "frame that could be committed again; use flush, cut or reset")
 
     def __str__(self) -> str:
-        """As `repr`, but its own fields first and those of every policy only where they say something."""
-        own = sorted((f for f in fields(self) if not f.kw_only or getattr(self, f.name) != f.default),
-                     key=lambda f: f.kw_only is True)  # fmt: skip
-        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in own)})"
+        return brief(self)
 
     @property
     def sinks(self) -> int:
@@ -258,6 +255,13 @@ def view(policy: CachePolicy, held: Sequence[Ref], new: Pass) -> tuple[Ref, ...]
     chosen = tuple(replace(ref, at=float(ref.frame)) if ref.at is None else ref for ref in selected)
     if strange := sorted({ref.frame for ref in chosen} - frames):
         raise ValueError(f"{name}.select chose frames {strange}, which are not held (held: {sorted(frames)})")
+    for ref in chosen:
+        if not (isinstance(ref.at, int | float) and isinstance(ref.bias, int | float) and ref.role in get_args(Role)
+                and -math.inf < ref.at < new.frames.start and ref.bias < math.inf):  # fmt: skip
+            raise ValueError(f"{name}.select gave {ref}: `at` is a slot before the chunk at {new.frames.start}, `bias` "
+                             f"a number or -inf, and `role` one of {', '.join(get_args(Role))}")
+    if len({(ref.frame, ref.at) for ref in chosen}) < len(chosen):
+        raise ValueError(f"{name}.select gave a frame twice for one slot: {[(ref.frame, ref.at) for ref in chosen]}")
     return chosen
 
 
@@ -346,8 +350,9 @@ def after_commit(policy: CachePolicy, held: Sequence[Ref], new: Pass) -> tuple[R
     past = [ref for ref in held if ref.frame < new.frames.start]
     held = (*past, *(Ref(frame, shot=new.shot) for frame in new.frames))
     kept = policy.keep(held, new)
-    if not isinstance(kept, Set) or not all(isinstance(frame, int) for frame in kept):
-        raise ValueError(f"{type(policy).__name__}.keep gave {kept!r}; it gives a set of frame numbers")
+    if not isinstance(kept, Set) or not kept <= {ref.frame for ref in held}:
+        raise ValueError(f"{type(policy).__name__}.keep gave {kept!r}; it gives a set of the frames that are held: "
+                         f"{[ref.frame for ref in held]}")
     return tuple(replace(ref, role="memory") if ref.frame in packed else ref for ref in held if ref.frame in kept)
 
 

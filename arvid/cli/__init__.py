@@ -13,11 +13,11 @@ from typing import Any
 
 from arvid import __version__
 
-from . import generate, listing, plot, show
+from . import generate, lint, listing, plot, show
 
 __all__ = ["COMMANDS", "main", "parser"]
 
-COMMANDS = (generate, listing, plot, show)
+COMMANDS = (generate, lint, listing, plot, show)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,13 +34,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line. An error is one message and exit status 2, an interruption 130; a warning is one line.
+    """Run a command line. An error is one message and exit status 2, an interruption 130; a warning is one line,
+    shown once.
 
     Errors that no input explains (a TypeError, say) are bugs and keep their traceback.
     """
     arguments = parser().parse_args(argv)
+    shown: set[str] = set()  # Python's own memory of it is lost whenever an import adds a filter
+
+    def show_once(message: Warning | str, *_: Any, **__: Any) -> None:
+        line = " ".join(str(message).split())
+        if line not in shown:
+            print(f"arvid: warning: {line}", file=sys.stderr)
+        shown.add(line)
+
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = show_once
         try:
             return arguments.run(arguments)
         except BrokenPipeError:  # the reader, `head` say, has seen enough
@@ -53,7 +62,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("arvid: interrupted", file=sys.stderr)
             return 130
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"arvid: warning: {' '.join(str(message).split())}", file=sys.stderr)

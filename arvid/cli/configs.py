@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from arvid.config import PipelineConfig
     from arvid.models.specs import Card
 
-__all__ = ["add", "add_use", "card_of", "chosen", "use"]
+__all__ = ["add", "add_use", "card_of", "chosen", "each", "use"]
 
 
-def add(parser: argparse.ArgumentParser, option: str | None = None) -> None:
+def add(parser: argparse.ArgumentParser, option: str | None = None, several: bool = False) -> None:
     """The arguments of a command that takes a configuration: CONFIG, by position or as `option`, and what goes with it.
 
-    `chosen` and `card_of` read them.
+    With `several` it takes any number of them. `chosen`, for each that `each` gives, and `card_of` read them.
     """
-    place: dict[str, Any] = {"dest": "config"} if option else {"nargs": "?"}
+    place: dict[str, Any] = {"dest": "config"} if option else {"nargs": "*" if several else "?"}
     parser.add_argument(
         option or "config", metavar="CONFIG", **place,
         help="a preset's name or a .toml file (arvid list, arvid show); without one, the model's own settings",
@@ -43,6 +43,12 @@ def add_use(parser: argparse.ArgumentParser) -> None:
         "--use", metavar="FILE.py", action="append", default=[], help="run this file, which registers strategies; "
         "repeatable",
     )  # fmt: skip
+
+
+def each(arguments: argparse.Namespace) -> list[argparse.Namespace]:
+    """The arguments once for each CONFIG, with that one only; without any, once."""
+    given = arguments.config if isinstance(arguments.config, list) else [arguments.config]
+    return [argparse.Namespace(**{**vars(arguments), "config": config}) for config in given or [None]]
 
 
 def chosen(arguments: argparse.Namespace) -> tuple[PipelineConfig, str | None]:

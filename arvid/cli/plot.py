@@ -1,9 +1,10 @@
-"""`arvid plot`: what a configuration does, as a table or a picture."""
+"""`arvid plot`: what configurations do, as a table or a picture."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import configs
 from .values import seconds, whole
@@ -12,33 +13,42 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from arvid.config import PipelineConfig
+    from arvid.models.specs import Card
 
-__all__ = ["add", "run"]
+__all__ = ["add", "add_length", "run"]
 
-EXAMPLES = """\
-examples:
-  arvid plot cache self_forcing --seconds 30
-  arvid plot cache my.toml --set cache.name=sink --set cache.sink=3 --seconds 60 -o sink.png
-"""
+
+class Chosen(NamedTuple):
+    """A configuration with everything filled in, what to call it, and the latent frames of its video."""
+
+    label: str
+    config: PipelineConfig
+    frames: int
 
 
 def add(commands: Any) -> None:
     """Register the subcommand, with one of its own for each kind of plot."""
     p = commands.add_parser("plot", help="show what a configuration does", description="Show what CONFIG does.")
     kinds = p.add_subparsers(title="kinds", metavar="KIND", required=True)
-    for kind, show in KINDS.items():
+    for kind, (show, several, examples) in KINDS.items():
         k = kinds.add_parser(
-            kind, help=show.__doc__, description=f"{show.__doc__} A table, or with -o a picture.", epilog=EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            kind, help=show.__doc__, description=f"{show.__doc__} A table, or with -o a picture.",
+            epilog=f"examples:\n{examples}", formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        configs.add(k)
-        length = k.add_mutually_exclusive_group()
-        length.add_argument("--seconds", type=seconds, default=30.0,
-                            help="length of the video, rounded to whole chunks (default: 30)")  # fmt: skip
-        length.add_argument("--frames", type=whole, help="length in latent frames, exact")
+        configs.add(k, several=several)
+        add_length(k)
         k.add_argument("-o", "--output", metavar="FILE.png", help="write a picture; replaces an older file")
-        k.add_argument("--all", action="store_true", help="all lines of the table, however long the video")
+        if kind == "cache":
+            k.add_argument("--all", action="store_true", help="all lines of the table, however long the video")
         k.set_defaults(run=run, show=show)
+
+
+def add_length(parser: argparse.ArgumentParser) -> None:
+    """The arguments `--seconds` and `--frames`, which is None where it is not given."""
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=seconds, default=30.0,
+                        help="length of the video, rounded to whole chunks (default: 30)")  # fmt: skip
+    length.add_argument("--frames", type=whole, help="length in latent frames, exact")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,25 +56,54 @@ def run(arguments: argparse.Namespace) -> int:
     from arvid.plots import check_png, save_png
 
     path = None if arguments.output is None else check_png(arguments.output)
-    (config, name), card = configs.chosen(arguments), configs.card_of(arguments)
+    named, card = [(each.config, *configs.chosen(each)) for each in configs.each(arguments)], configs.card_of(arguments)
     from arvid.geometry import latent_frames
     from arvid.presets import warn_if_foreign
 
-    config = config.resolve(card)
-    assert config.chunk
-    frames = arguments.frames or latent_frames(arguments.seconds, card.fps, card.vae.time_stride, config.chunk)
-    shown = arguments.show(config, frames, arguments)
-    if name is not None:
+    chosen = []
+    for label, config, _ in named:
+        config = config.resolve(card)
+        assert config.chunk
+        frames = arguments.frames or latent_frames(arguments.seconds, card.fps, card.vae.time_stride, config.chunk)
+        chosen.append(Chosen(label or card.name, config, frames))
+    shown = arguments.show(chosen, card, arguments)
+    for name in dict.fromkeys(name for *_, name in named if name is not None):
         warn_if_foreign(name, card)
     print(shown if path is None else save_png(shown, path))
     return 0
 
 
-def _cache(config: PipelineConfig, frames: int, arguments: argparse.Namespace) -> str | Figure:
+def _cache(chosen: Sequence[Chosen], card: Card, arguments: argparse.Namespace) -> str | Figure:
     """Which frames every pass sees, and at which times."""
     from arvid.plots.cache import figure, table
 
+    ((_, config, frames),) = chosen
     return table(config, frames, every=arguments.all) if arguments.output is None else figure(config, frames)
 
 
-KINDS = {"cache": _cache}
+def _rotary(chosen: Sequence[Chosen], card: Card, arguments: argparse.Namespace) -> str | Figure:
+    """How far each temporal plane turns, in training and by the end of the video."""
+    from arvid.plots.rotary import Rule, figure, table
+
+    rules = [Rule(label, config.rotary, frames) for label, config, frames in chosen if config.rotary]
+    return table(rules, card) if arguments.output is None else figure(rules, card)
+
+
+class Kind(NamedTuple):
+    """A kind of plot: what makes it, whether of several configurations, and examples."""
+
+    show: Callable[[Sequence[Chosen], Card, argparse.Namespace], str | Figure]
+    several: bool
+    examples: str
+
+
+KINDS = {
+    "cache": Kind(_cache, False, """\
+  arvid plot cache self_forcing --seconds 30
+  arvid plot cache my.toml --set cache.name=sink --set cache.sink=3 --seconds 60 -o sink.png
+"""),
+    "rotary": Kind(_rotary, True, """\
+  arvid plot rotary flex --seconds 60
+  arvid plot rotary self_forcing flex my.toml --seconds 60 -o rotary.png
+"""),
+}  # fmt: skip

@@ -121,6 +121,9 @@ class CachedDenoiser:
         if lost := [frame for frame in frames if frame not in book.latents]:
             raise ValueError(f"frames {lost} cannot be committed again: {self.policy} holds tokens of several frames "
                              "there; use flush, cut or reset")
+        kept = self.policy.sinks if event.sinks == "keep" else 0
+        if not frames[kept:]:
+            return
         chunks = sorted({book.places[frame].chunk for frame in frames}, key=lambda chunk: chunk.start)
         plan = recommit_plan(self.policy, self.time, book.held, chunks, event.mode)
         context = self._context(Pass(Kind.COMMIT, (chunks[-1],), lane))
@@ -129,7 +132,6 @@ class CachedDenoiser:
             plan, freq, self.dit.grid(self.size), self.dit.spec.axes, like.dtype, like.device,
             self.rotary.logit_scale(context), self.rotary.bias,
         )  # fmt: skip
-        kept = self.policy.sinks if event.sinks == "keep" else 0
         write = self.store.rewriter({f: i for i, f in enumerate(frames) if i >= kept}, plan, freq, lane)
         sigmas = [book.places[frame].chunk.sigma for frame in frames]
         latents = torch.stack([book.latents[frame] for frame in frames], 1)

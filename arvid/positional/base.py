@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arvid.registry import Registry
+from arvid.registry import Registry, brief
 
 # Of Wan's rotary ladders, on all three axes (arXiv 2503.20314); `rope(base=...)` changes the temporal one.
 BASE = 10000.0
@@ -71,6 +71,9 @@ class Rotary(ABC):
     def bias(self, queries: NDArray[np.float64], keys: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """What is added to the logits of queries [Q] and keys [K] at these times: [Q, K], or None for nothing."""
         return None
+
+    def __str__(self) -> str:
+        return brief(self) if is_dataclass(self) else repr(self)
 
 
 class TimeMap(ABC):

@@ -36,12 +36,18 @@ def check_cache(policy: CachePolicy, *, chunk: int = 3, seed: int = 0) -> None:
     """
     if not isinstance(policy, CachePolicy):
         raise ValueError(f"{policy!r} is no cache policy: give an instance of a class that inherits from CachePolicy")
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk}: a chunk has at least 1 latent frame")
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"chunk={chunk!r}: a chunk is a whole number of latent frames, at least 1")
     own = {field.name for field in dataclasses.fields(policy)} - {f.name for f in dataclasses.fields(CachePolicy)}
     if missing := sorted(name for name in own if getattr(policy, name) is None):
         raise ValueError(f"{policy}: {', '.join(missing)} None means the card's, and there is no card: give a number")
     policy.check(chunk)
+    for name, value, least in (("sinks", policy.sinks, 0), ("queries", policy.queries, 0),
+                               ("capacity", policy.capacity(chunk, chunk), chunk)):  # fmt: skip
+        if name == "capacity" and value is None:
+            continue
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        assert whole, f"{name} is a whole number of frames, at least {least}: it is {value!r}"
     _comes_back_from_its_spec(policy)
     capacity = policy.capacity(chunk, chunk) or 0
     span = max(window_of(policy) or 0, capacity) or 4 * chunk

@@ -182,7 +182,8 @@ class Reference:
         for ref, time in refs:
             source.append(self.sources[layer, ref.frame])
             own = ref.frame in packed or (routed and self.policy.compacts)
-            times.append(source[-1][..., 0] + (time - (ref.at or 0.0)) if own else np.full((SHAPE.batch, SHAPE.tokens), time))
+            far = source[-1][..., 0] - (ref.at or 0.0) if own else np.zeros((SHAPE.batch, SHAPE.tokens))
+            times.append(far + time)
             bias.append(np.full((SHAPE.batch, SHAPE.tokens), ref.bias))
         none = np.zeros((SHAPE.batch, 0))
         return Tokens(np.concatenate(source, 1), np.concatenate((none, *times), 1), np.concatenate((none, *bias), 1))

@@ -14,11 +14,12 @@ from arvid.cache import CACHE, CachePolicy, Chunk, Full, Kind, Participative, Pa
 from arvid.cache.base import CodecName
 from arvid.cache.store import Store, StoreShape
 from arvid.models.specs import card
-from arvid.positional import Absolute, Rope, RotaryContext, SinkAdjacent, TimeMap
+from arvid.positional import ROTARY, Absolute, Rope, RotaryContext, SinkAdjacent, TimeMap
+from arvid.positional.rotation import phase, rotate, time_angles
 from arvid.testing import check_cache
 
 DOCS = Path(__file__).parents[1] / "docs"
-CACHE_PAGE = (DOCS / "cache.md").read_text()
+CACHE_PAGE, POSITIONAL_PAGE = ((DOCS / f"{page}.md").read_text() for page in ("cache", "positional"))
 CONSOLE = [block for page in sorted(DOCS.glob("*.md")) for block in
            re.findall(r"```console\n\$ arvid (.*?)\n(.*?)```", page.read_text(), re.DOTALL)]  # fmt: skip
 
@@ -74,6 +75,32 @@ def test_codec_bytes(name: CodecName) -> None:
     (share,) = re.findall(rf"^\| `{name}` \| (0\.\d{{3}}) \|", CACHE_PAGE, re.MULTILINE)
     exact, coded = (gib(Window(21, codec=codec), Absolute(), 21) for codec in ("bf16", name))
     assert f"{coded / exact:.3f}" == share
+
+
+def test_the_rule_of_the_page_passes_the_checker() -> None:
+    (code,) = re.findall(r"## Your own\n\n```python\n(.*?)```", POSITIONAL_PAGE, re.DOTALL)
+    exec(compile(code.replace('"slow"', '"slow_of_the_docs"'), "positional.md", "exec"), {"__name__": __name__})
+    assert "slow_of_the_docs" in ROTARY.names()
+
+
+def test_the_table_of_rotation_in_place() -> None:
+    """A bfloat16 key turned by 3 frames again and again, and turned once from what it was."""
+    rows = re.findall(r"^\| ([\d,]+) \| (\S+) \| (\S+) \|$", POSITIONAL_PAGE, re.MULTILINE)
+    assert len(rows) == 5
+    dim, draw = card("self_forcing").dit.axes[0], torch.Generator().manual_seed(0)
+    key = torch.randn(1, 4096, 1, dim, generator=draw, dtype=torch.float64).bfloat16()
+
+    def turned(x: torch.Tensor, frames: int) -> torch.Tensor:
+        return rotate(x, phase(time_angles((float(frames),), Rope().inv_freq(RotaryContext(dim, 1))), x.dtype))
+
+    place, chunks = key, 0
+    for count, in_place, at_read in rows:
+        while chunks < int(count.replace(",", "")):
+            place, chunks = turned(place, 3), chunks + 1
+        exact = turned(key.double(), 3 * chunks)
+        for found, said in ((place, in_place), (turned(key, 3 * chunks), at_read)):
+            error = ((found.double() - exact).square().mean() / exact.square().mean()).sqrt()
+            assert abs(error / float(said) - 1) < 0.1
 
 
 def test_the_policy_of_the_page_passes_the_checker() -> None:

@@ -77,9 +77,12 @@ def _step(one: Slot, other: Slot) -> tuple[int, float] | None:
 
 
 def _range(run: Sequence[Slot]) -> str:
-    frames, times = ("-".join(dict.fromkeys(f"{value:.6g}" for value in (side[0], side[-1])))
-                     for side in zip(*run, strict=True))  # fmt: skip
+    frames, times = ("-".join(dict.fromkeys(map(_number, (side[0], side[-1])))) for side in zip(*run, strict=True))
     return frames if all(frame == time for frame, time in run) else f"{frames}@{times}"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:.6g}"
 
 
 def table(

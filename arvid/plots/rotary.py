@@ -1,6 +1,6 @@
 """How far frequency rules let planes turn, as a table and as a picture, from rules and a card alone.
 
-A plane's exposure is the turns it makes over the frames of training (FLEX, arXiv 2602.14027, eq. 6) or of a video:
+A plane's exposure is the turns it makes over the frames of training (FLEX, arXiv 2602.14027, eq. 6 to 9) or of a video:
 below one turn there are phases that were never seen. All is as in the video's last pass, where a scale that grows is
 largest.
 """

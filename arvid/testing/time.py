@@ -84,8 +84,8 @@ class Scattered(CachePolicy):
         rng = np.random.default_rng((self.seed, new.frames.start))
         slots = rng.integers(2 * sinks[-1].frame + 1, 2 * recent[0].frame, 4) / 2
         frames = rng.integers(len(held), size=4)
-        return [*sinks, *(replace(held[i], at=float(at), role="memory") for i, at in zip(frames, slots, strict=True)),
-                *recent]  # fmt: skip
+        memory = [replace(held[i], at=float(at), role="memory") for i, at in zip(frames, slots, strict=True)]
+        return [*sinks, *dict.fromkeys(memory), *recent]
 
     def keep(self, held: Sequence[Ref], new: Pass) -> set[int]:
         return {ref.frame for ref in held}

@@ -12,6 +12,9 @@ from arvid import Pipeline
 from arvid.models.text import BUNDLED_TOKENIZER
 from arvid.models.weights import save_parts
 
+# Most tensors here are too small to share between threads, which then wait for each other.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:

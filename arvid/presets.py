@@ -28,6 +28,14 @@ METHODS = {
         {"rotary": "flex", "time": "absolute", "noise": "ans", "cache": {"name": "sink", "window": 9, "sink": 3}},
         "Frequency-aware RoPE, antiphase noise and an attention sink (FLEX, arXiv 2602.14027).",
     ),
+    "flex_longlive": Method(
+        {"rotary": {"name": "flex", "alpha": 1.0, "beta": 15.0}, "time": "absolute", "noise": "ans"},
+        "FLEX's thresholds for LongLive, which was trained on a minute and brings its own sinks (arXiv 2602.14027).",
+    ),
+    "rolling_sink": Method(
+        {"cache": "rolling", "noise": "repeat"},
+        "The first frames stand for all older ones, all chunks have the same noise (Rolling Sink, arXiv 2602.07775).",
+    ),
     "deep_sink": Method(
         {"cache": {"name": "sink", "window": 21, "sink": 12}, "time": "sink_adjacent"},
         "Over half of the window are sinks, re-timed to lie right before the rest (Deep Forcing, arXiv 2512.05081).",

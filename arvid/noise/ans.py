@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar
 
-from .base import NOISE, ChunkLike, Domain, Key, NoisePrior, Recipe
+import numpy as np
+from numpy.typing import ArrayLike
 
-Scope = Literal["chunk", "stream"]
+from .base import NOISE, ChunkLike, Domain, Floats, Key, NoisePrior, Recipe, Scope, check_scope
 
 
 @NOISE.register("ans")
@@ -19,6 +20,7 @@ class ANS(NoisePrior):
     as many draws as there are frames before it, unless rho is 1 or -1. Raises `ValueError` for rho outside [-1, 1].
     """
 
+    unit_variance: ClassVar[bool] = True
     rho: float = -1.0
     scope: Scope = "chunk"
 
@@ -26,8 +28,11 @@ class ANS(NoisePrior):
         super().__post_init__()
         if not -1 <= self.rho <= 1:
             raise ValueError(f"rho={self.rho}: the correlation of neighbouring frames lies in [-1, 1]")
-        if self.scope not in get_args(Scope):
-            raise ValueError(f"scope={self.scope!r}; allowed: {', '.join(map(repr, get_args(Scope)))}")
+        check_scope(self.scope)
+
+    @property
+    def random_access(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.scope == "chunk" or self.rho in (-1, 0, 1)
 
     def recipe(self, frame: int, chunk: ChunkLike, key: Key) -> Recipe:
         """rho^(u - v) sqrt(1 - rho^2) of the white frame v, without the root for the first; e_u has `iid`'s numbers."""
@@ -37,3 +42,12 @@ class ANS(NoisePrior):
         rest = (1 - self.rho**2) ** 0.5
         later = {(Domain.BASE, v): self.rho ** (frame - v) * rest for v in range(first + 1, frame + 1)}
         return {(Domain.BASE, first): self.rho ** (frame - first), **later}
+
+    def spectrum(self, omega: ArrayLike) -> Floats:
+        """(1 - rho^2) / (1 + rho^2 - 2 rho cos omega) (FLEX, eq. 15); for rho 1 and -1 all power lies at one frequency,
+        0 or pi, and there is no density: raises `ValueError`."""
+        if abs(self.rho) == 1:
+            where = "0" if self.rho > 0 else "pi"
+            raise ValueError(f"{self}: all power lies at omega = {where}, which has no density; "
+                             "use periodogram(omega, frames), or |rho| < 1")
+        return (1 - self.rho**2) / (1 + self.rho**2 - 2 * self.rho * np.cos(np.asarray(omega, float)))

@@ -12,19 +12,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..registry import Registry
 
 __all__ = [
-    "APPLY_TO", "NOISE", "ChunkLike", "Domain", "Key", "Kind", "NoisePrior", "Recipe", "Source", "Span", "gaussian",
-    "seeds",
+    "APPLY_TO", "NOISE", "ChunkLike", "Domain", "Floats", "Key", "Kind", "NoisePrior", "Recipe", "Scope", "Source",
+    "Span", "check_scope", "gaussian", "seeds",
 ]
 
 APPLY_TO = ("initial", "renoise", "all")
+
+Floats = NDArray[np.float64]
+
+Scope = Literal["chunk", "stream"]
+"""What a correlation reaches through: a chunk, or the whole video."""
 
 Source = tuple[int, int]
 """A white frame: (domain, index)."""
@@ -69,6 +74,12 @@ class Span:
 
     start: int
     n: int
+
+
+def check_scope(scope: object) -> None:
+    """Raise `ValueError` for what is no scope."""
+    if scope not in get_args(Scope):
+        raise ValueError(f"scope={scope!r}; allowed: {', '.join(map(repr, get_args(Scope)))}")
 
 
 def _integer(name: str, value: object, low: int, high: int) -> int:
@@ -152,7 +163,13 @@ class NoisePrior:
 
     `apply_to` says which draws follow the recipe: "initial" noise, the "renoise" draws between steps, or "all"; the
     other kinds are independent, with the numbers of `iid`. A subclass that overrides `draw` overrides `covariance` too.
+
+    `arvid.testing.check_noise` holds a prior to what it declares: `unit_variance`, every frame alone is standard white
+    noise; `random_access`, a frame's recipe is no longer a million frames on than at the start.
     """
+
+    unit_variance: ClassVar[bool] = False
+    random_access: ClassVar[bool] = False
 
     apply_to: str = field(default="initial", kw_only=True)
 
@@ -208,7 +225,7 @@ class NoisePrior:
 
     def covariance(
         self, frames: Sequence[int], chunks: Sequence[ChunkLike] | None = None, seed: int = 0, kind: int = Kind.INITIAL
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         """Exact covariance [f, f] of the noise of `frames`, from their recipes.
 
         `chunks` are the chunks the frames lie in; None is one chunk of all frames from 0. `seed` matters to priors that
@@ -222,6 +239,30 @@ class NoisePrior:
         sources = _sources(recipes)
         weights_FS = np.array([[recipe.get(source, 0.0) for source in sources] for recipe in recipes])
         return weights_FS @ weights_FS.T
+
+    def energy(self, f: int, d: int = 1, seed: int = 0) -> float:
+        """Expected energy of motion of a chunk of `f` frames of `d` numbers, E sum_u |z_u - z_{u-1}|^2, from the
+        covariance (FLEX, arXiv 2602.14027, eq. 14: 2 (f - 1)(1 - rho) d for `ans`). Raises as `covariance`."""
+        c = self.covariance(range(_integer("f", f, 1, _WORD)), seed=seed)
+        each = c.diagonal()
+        return _integer("d", d, 1, _WORD) * float((each[1:] + each[:-1] - 2 * c.diagonal(1)).sum())
+
+    def periodogram(
+        self, omega: ArrayLike, frames: Sequence[int], chunks: Sequence[ChunkLike] | None = None, seed: int = 0
+    ) -> Floats:
+        """Expected power E |sum_u z_u exp(-i omega u)|^2 / f of `frames` at frequencies in radians a frame, any shape;
+        1 everywhere for `iid`. From the covariance, and raises as it."""
+        wave = np.exp(1j * np.asarray(omega, float)[..., None] * np.asarray(frames))
+        c = self.covariance(frames, chunks, seed)
+        return np.einsum("...u,uv,...v->...", wave, c, wave.conj()).real / len(frames)
+
+    def spectrum(self, omega: ArrayLike) -> Floats:
+        """Power spectral density at frequencies in radians a frame, any shape, of a recursion that never starts anew;
+        its mean over a whole turn is the variance.
+
+        Raises `ValueError` where there is no closed form, or no density.
+        """
+        raise ValueError(f"{self} has no closed form of its spectrum; periodogram(omega, frames) works for all")
 
 
 NOISE: Registry[NoisePrior] = Registry("noise", NoisePrior)

@@ -36,5 +36,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    echo "Name another: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
-	$(PIP) -e '.[dev,plots,test]'
+	$(PIP) -e '.[dev,evaluation,plots,test]'
 	touch $@

@@ -61,6 +61,8 @@ class PipelineConfig:
         chunk = self.chunk
         if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
             raise ValueError(f"chunk={chunk!r}: a chunk is a whole number of latent frames, at least 1")
+        if chunk is not None:
+            _check_chunk(chunk, [getattr(self, key) for key in REGISTRIES])
         if self.cache and self.sampler and chunk and not open_fields(self.cache) and not open_fields(self.sampler):
             _check_fit(self.cache, self.sampler, chunk)
         if self.rotary:
@@ -188,6 +190,13 @@ def _require(given: Mapping[str, Any]) -> None:
     missing += [f"{key}.{name}" for key in REGISTRIES for name in open_fields(given[key])]
     if missing:
         raise ValueError(f"{', '.join(missing)}: None, which means the card's, and there is no card: give values")
+
+
+def _check_chunk(chunk: int, strategies: Iterable[Any]) -> None:
+    for strategy in strategies:
+        if getattr(strategy, "chunk", None) not in (None, chunk):
+            raise ValueError(f"{strategy} has another chunk than the configuration's, {chunk}: leave it out, and it is "
+                             "the same")
 
 
 def _check_fit(cache: CachePolicy, sampler: Sampler, chunk: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvid.noise import ANS, IID, NOISE, Key, Kind, Span
+from arvid.noise import ANS, IID, Key, Span
 
 RHO = st.floats(-1, 1) | st.sampled_from([-1.0, 0.0, 1.0])
 SHAPE = (4, 6, 8)
@@ -32,24 +32,67 @@ def test_a_stream_is_correlated_across_chunks(rho: float, n: int, size: int) -> 
     assert np.abs(ANS(rho, "stream").covariance(range(n), chunks) - expected).max() < 1e-12
 
 
-@settings(max_examples=20, deadline=None)
-@given(RHO, st.integers(2, 6))
-def test_the_energy_of_motion_is_equation_14(rho: float, n: int) -> None:
-    """E sum_u |z_u - z_{u-1}|^2 = 2 (f - 1) (1 - rho) d, here for d = 1."""
-    c = ANS(rho).covariance(range(n))
-    energy = sum(c[u, u] + c[u - 1, u - 1] - 2 * c[u, u - 1] for u in range(1, n))
-    assert abs(energy - 2 * (n - 1) * (1 - rho)) < 1e-12
+@settings(max_examples=30, deadline=None)
+@given(RHO, RHO, st.integers(2, 6), st.integers(1, 9), st.sampled_from(["chunk", "stream"]))
+def test_energy_of_motion_is_equation_14_and_falls_with_rho(rho: float, other: float, f: int, d: int, scope) -> None:
+    """E sum_u |z_u - z_{u-1}|^2 = 2 (f - 1) (1 - rho) d."""
+    energy = ANS(rho, scope).energy(f, d)
+    assert abs(energy - 2 * (f - 1) * (1 - rho) * d) < 1e-11
+    if other > rho + 1e-9:
+        assert ANS(other, scope).energy(f, d) < energy
+    assert ANS(rho, scope).energy(1, d) == 0
 
 
 @pytest.mark.parametrize("rho", [-1.0, -0.7, 0.0, 0.4, 1.0])
-def test_drawn_energy_is_within_six_standard_errors(rho: float) -> None:
-    key, chunk, shape = Key(5), Span(6, 3), (16, 60, 104)
-    z = ANS(rho).draw(key, range(6, 9), chunk, shape).astype(float)
-    d = math.prod(shape)
-    difference = np.array([[-1, 1, 0], [0, -1, 1]])
-    c = difference @ ANS(rho).covariance(range(3)) @ difference.T
-    spread = math.sqrt(2 * (c**2).sum() * d)  # of a sum of squares of Gaussians with covariance c
-    assert abs(((z[1:] - z[:-1]) ** 2).sum() - 4 * (1 - rho) * d) <= 6 * spread + 1e-9 * d
+@pytest.mark.parametrize("f", [2, 3, 5])
+def test_drawn_energy_is_within_six_standard_errors(rho: float, f: int) -> None:
+    """Its variance is 2 d tr((A C)^2), of the quadratic form A = D^T D of differences D."""
+    shape, frames = (4, 32, 32), range(6, 6 + f)
+    z = ANS(rho).draw(Key(5), frames, Span(6, f), shape).astype(float)
+    d, difference = math.prod(shape), np.diff(np.eye(f), axis=0)
+    a, c = difference.T @ difference, ANS(rho).covariance(range(f))
+    spread = math.sqrt(2 * d * np.trace(a @ c @ a @ c))
+    assert abs((np.diff(z, axis=0) ** 2).sum() - ANS(rho).energy(f, d)) <= 6 * spread + 1e-9 * d
+
+
+OMEGA = np.linspace(0, 2 * np.pi, 4096, endpoint=False)  # the trapezoid rule over a turn is the mean of these
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-0.98, 0.98))
+def test_the_spectrum_is_equation_15(rho: float) -> None:
+    """Its mean is the variance, 1; with 2 (1 - cos omega), the power of a difference, that of the energy (Parseval)."""
+    spectrum = ANS(rho).spectrum(OMEGA)
+    assert spectrum.shape == OMEGA.shape
+    assert abs(spectrum.mean() - 1) < 1e-12
+    assert abs((2 * (1 - np.cos(OMEGA)) * spectrum).mean() - ANS(rho).energy(2)) < 1e-12
+    for lag in (1, 2, 5):
+        assert abs((np.cos(lag * OMEGA) * spectrum).mean() - rho**lag) < 1e-12
+    np.testing.assert_allclose(ANS(rho).spectrum([0, np.pi]), [(1 + rho) / (1 - rho), (1 - rho) / (1 + rho)])
+
+
+@pytest.mark.parametrize(("rho", "where"), [(1.0, "0"), (-1.0, "pi")])
+def test_where_all_power_is_at_one_frequency_there_is_no_density(rho: float, where: str) -> None:
+    with pytest.raises(ValueError, match=f"all power lies at omega = {where}, which has no density; use periodogram"):
+        ANS(rho).spectrum(OMEGA)
+    power = ANS(rho, "stream").periodogram([0, np.pi], range(64))
+    np.testing.assert_allclose(power, [64, 0] if rho > 0 else [0, 64], atol=1e-9)
+
+
+def test_three_antiphase_frames_keep_a_third_at_frequency_0() -> None:
+    """z, -z, z add up to z: an odd chunk has some power at 0."""
+    np.testing.assert_allclose(ANS(-1).periodogram([0, np.pi], range(3)), [1 / 3, 3], atol=1e-12)
+
+
+@pytest.mark.parametrize("rho", [-0.8, -0.3, 0.0, 0.5])
+@pytest.mark.parametrize("f", [16, 128])
+def test_the_periodogram_of_a_long_stream_tends_to_the_spectrum(rho: float, f: int) -> None:
+    """They differ by the lags k < f, weighed by k / f, and by the lags beyond."""
+    seen = ANS(rho, "stream").periodogram(OMEGA[::64], range(f))
+    r = abs(rho)
+    bound = 2 * sum(r**k * min(1, k / f) for k in range(1, 20 * f))
+    assert np.abs(seen - ANS(rho).spectrum(OMEGA[::64])).max() <= bound + 1e-9
+    assert bound < 45 / f
 
 
 @pytest.mark.parametrize("scope", ["chunk", "stream"])
@@ -61,36 +104,25 @@ def test_the_special_values_are_exact(scope, start: int) -> None:
     assert np.array_equal(z[2], z[0])
     assert np.array_equal(z[3], z[1])
     assert all(np.array_equal(frame, same[0]) for frame in same)
-    assert np.array_equal(ANS(0, scope).draw(Key(3), frames, chunk, SHAPE), white)
+    for zero in (0, 0.0, -0.0):
+        assert np.array_equal(ANS(zero, scope).draw(Key(3), frames, chunk, SHAPE), white)
     first = white[0] if scope == "chunk" else IID().draw(Key(3), [0], Span(0, 1), SHAPE)[0]
     assert np.array_equal(same[0], first)
 
 
-def test_draws_follow_the_recursion() -> None:
-    rho, key, chunk = -0.6, Key(9), Span(3, 5)
-    white = IID().draw(key, range(3, 8), chunk, SHAPE).astype(float)
+@pytest.mark.parametrize("rho", [-0.6, 0.8])
+@pytest.mark.parametrize("scope", ["chunk", "stream"])
+def test_draws_follow_the_recursion(rho: float, scope) -> None:
+    key, chunk = Key(9), Span(3, 5)
+    white = IID().draw(key, range(8), Span(0, 8), SHAPE).astype(float)[3 if scope == "chunk" else 0 :]
     z = [white[0]]
     for e in white[1:]:
         z.append(rho * z[-1] + math.sqrt(1 - rho**2) * e)
-    assert np.abs(ANS(rho).draw(key, range(3, 8), chunk, SHAPE) - np.array(z)).max() < 1e-5
+    assert np.abs(ANS(rho, scope).draw(key, range(3, 8), chunk, SHAPE) - np.array(z[-5:])).max() < 1e-5
 
 
-def test_only_the_initial_noise_follows_it_unless_asked() -> None:
-    chunk, frames = Span(0, 3), range(3)
-    for apply_to, kinds in (("initial", {Kind.INITIAL}), ("renoise", {Kind.RENOISE}), ("all", set(Kind))):
-        for kind in Kind:
-            key = Key(1, kind, 2)
-            same = np.array_equal(ANS(-1, apply_to=apply_to).draw(key, frames, chunk, SHAPE),
-                                  IID().draw(key, frames, chunk, SHAPE))  # fmt: skip
-            assert same == (kind not in kinds)
-
-
-@pytest.mark.parametrize("bad", [{"rho": 1.01}, {"rho": -1.01}, {"rho": math.nan}, {"scope": "video"}])
+@pytest.mark.parametrize("bad", [{"rho": 1.01}, {"rho": -1.01}, {"rho": math.nan}, {"rho": math.inf},
+                                 {"scope": "video"}, {"scope": None}])
 def test_bad_values_raise_with_what_is_allowed(bad: dict) -> None:
     with pytest.raises(ValueError, match=r"lies in \[-1, 1\]|allowed: 'chunk', 'stream'"):
         ANS(**bad)
-
-
-def test_it_round_trips() -> None:
-    for prior in (ANS(), ANS(rho=-0.5, scope="stream", apply_to="all")):
-        assert NOISE.build(NOISE.spec(prior)) == prior

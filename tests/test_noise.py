@@ -8,11 +8,13 @@ from dataclasses import FrozenInstanceError, dataclass, field
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvid.noise import IID, NOISE, Domain, Key, Kind, NoisePrior, Recipe, Span, gaussian, seeds
-from arvid.noise.base import ChunkLike
+from arvid.cache import Chunk
+from arvid.noise import IID, ChunkLike, Domain, Key, Kind, NoisePrior, Recipe, Span, gaussian, seeds
+from arvid.pipeline import KeyedNoise
 
 SHAPE = (4, 32, 32)
 N = math.prod(SHAPE)
@@ -22,27 +24,13 @@ WORDS = st.integers(0, (1 << 32) - 1)
 
 
 @dataclass(frozen=True)
-class AR1(NoisePrior):
-    """A toy prior: correlation rho ** |u - v| within a chunk, chunks independent."""
+class Mix(NoisePrior):
+    """A toy prior: the same weights of white frames for every frame of a chunk, counted from the frame itself."""
 
-    rho: float = 0.0
-
-    def recipe(self, frame: int, chunk: ChunkLike, key: Key) -> Recipe:
-        u = frame - chunk.start
-        innovation = math.sqrt(1 - self.rho**2)
-        return {(Domain.BASE, chunk.start + v): self.rho ** (u - v) * (innovation if v else 1.0) for v in range(u + 1)}
-
-
-@dataclass(frozen=True)
-class Shuffled(NoisePrior):
-    """A toy prior: every chunk is a keyed permutation of the first chunk's noise."""
+    weights: tuple[float, ...] = (1.0,)
 
     def recipe(self, frame: int, chunk: ChunkLike, key: Key) -> Recipe:
-        return {(Domain.BASE, key.permutation(chunk.start, chunk.n)[frame - chunk.start]): 1.0}
-
-
-def chunks_of(size: int, count: int) -> list[Span]:
-    return [Span(size * i, size) for i in range(count)]
+        return {(Domain.INNOV, frame + i): weight for i, weight in enumerate(self.weights)}
 
 
 # The stream
@@ -169,94 +157,56 @@ def test_permutations_are_keyed() -> None:
 # Priors
 
 
-@pytest.mark.parametrize("prior", [IID(), AR1(rho=-0.7), Shuffled()], ids=repr)
-@pytest.mark.parametrize("kind", Kind)
-def test_draws_do_not_depend_on_order_or_company(prior: NoisePrior, kind: Kind) -> None:
-    key, chunks = Key(42, kind, 1), chunks_of(3, 20)
-    whole = np.concatenate([prior.draw(key, range(c.start, c.start + c.n), c, SHAPE) for c in chunks])
-    assert whole.dtype == np.float32
-    assert whole.shape == (60, *SHAPE)
-    for frame in np.random.Generator(np.random.PCG64(0)).permutation(60).tolist():
-        alone = prior.draw(key, [frame], chunks[frame // 3], SHAPE)
-        assert np.array_equal(alone[0], whole[frame])
-    backwards = prior.draw(key, [59, 57], chunks[-1], SHAPE)
-    assert np.array_equal(backwards, whole[[59, 57]])
-
-
-def test_iid_draws_the_stream_itself() -> None:
-    cold = IID().draw(Key(9), [1000], Span(999, 3), SHAPE)
-    assert np.array_equal(cold[0], gaussian(9, Kind.INITIAL, 1000, 0, SHAPE))
-    for size in (1, 3, 7):
-        drawn = [IID().draw(Key(9), range(c.start, c.start + c.n), c, (8,)) for c in chunks_of(size, 21 // size)]
-        assert np.array_equal(np.concatenate(drawn), [gaussian(9, 0, frame, 0, (8,)) for frame in range(21)])
-
-
-@given(st.integers(0, 40), st.integers(1, 8))
-def test_iid_covariance_is_the_identity(start: int, n: int) -> None:
-    covariance = IID().covariance(range(start, start + n))
-    assert covariance.dtype == np.float64
-    assert np.array_equal(covariance, np.eye(n))
-
-
-@given(st.floats(-1, 1), st.integers(1, 8))
-def test_covariance_of_ar1_is_the_formula(rho: float, n: int) -> None:
-    covariance = AR1(rho=rho).covariance(range(n))
-    u = np.arange(n)
-    np.testing.assert_allclose(covariance, np.power(float(rho), np.abs(u[:, None] - u)), rtol=0, atol=1e-12)
-    assert np.linalg.eigvalsh(covariance).min() >= -1e-12
-
-
-def test_covariance_restarts_at_each_chunk() -> None:
-    covariance = AR1(rho=0.5).covariance(range(5), [Span(0, 3), Span(3, 2)])
-    within = np.array([[1, 0.5, 0.25], [0.5, 1, 0.5], [0.25, 0.5, 1]])
-    np.testing.assert_allclose(covariance, np.block([[within, np.zeros((3, 2))], [np.zeros((2, 3)), within[:2, :2]]]))
-
-
-@pytest.mark.parametrize("rho", [-1.0, -0.5, 0.0, 0.8, 1.0])
-def test_draws_follow_the_recursion_and_the_covariance(rho: float) -> None:
-    prior, chunk = AR1(rho=rho), Span(6, 4)
-    frames = range(6, 10)
-    z = prior.draw(Key(1), frames, chunk, SHAPE)
-    expected = gaussian(1, 0, 6, 0, SHAPE).astype(np.float64)
-    for u, frame in enumerate(frames):
-        if u:
-            expected = rho * expected + math.sqrt(1 - rho**2) * gaussian(1, 0, frame, 0, SHAPE)
-        np.testing.assert_allclose(z[u], expected, rtol=0, atol=2e-6)
-    measured = z.reshape(4, -1).astype(np.float64) @ z.reshape(4, -1).T / N
-    exact = prior.covariance(frames, [chunk])
-    deviation = np.sqrt((np.outer(exact.diagonal(), exact.diagonal()) + exact**2) / N)
-    assert (np.abs(measured - exact) <= SIGMAS * deviation).all()
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(-2, 2).filter(lambda w: abs(w) > 1e-3), min_size=1, max_size=4), st.integers(0, 9))
+def test_a_draw_is_the_weighted_sum_of_white_frames(weights: list[float], start: int) -> None:
+    z = Mix(tuple(weights), apply_to="all").draw(Key(4, Kind.RENOISE, 2), [start + 1], Span(start, 2), SHAPE)
+    assert z.dtype == np.float32
+    assert z.shape == (1, *SHAPE)
+    white = [gaussian(4, Kind.RENOISE, start + 1 + i, 2, SHAPE, Domain.INNOV) for i in range(len(weights))]
+    np.testing.assert_allclose(z[0], np.tensordot(weights, np.array(white, float), 1), rtol=0, atol=1e-5)
 
 
 def test_single_weights_are_exact() -> None:
-    chunk = Span(3, 3)
-    white = gaussian(4, 0, 3, 0, SHAPE)
-    assert np.array_equal(AR1(rho=1.0).draw(Key(4), range(3, 6), chunk, SHAPE), [white, white, white])
-    assert np.array_equal(AR1(rho=-1.0).draw(Key(4), range(3, 6), chunk, SHAPE), [white, -white, white])
-    iid = IID().draw(Key(4), range(3, 6), chunk, SHAPE)
-    for zero in (0.0, -0.0):
-        assert np.array_equal(AR1(rho=zero).draw(Key(4), range(3, 6), chunk, SHAPE), iid)
+    white = gaussian(4, 0, 3, 0, SHAPE, Domain.INNOV)
+    for weights, expected in (((1.0,), white), ((-1.0,), -white), ((1.0, 0.0), white), ((1.0, -0.0), white)):
+        assert np.array_equal(Mix(weights).draw(Key(4), [3], Span(3, 3), SHAPE)[0], expected)
 
 
-def test_shuffled_frames_keep_their_ancestor_and_the_covariance_says_so() -> None:
-    prior, chunks = Shuffled(), chunks_of(3, 4)
-    frames = range(12)
-    z = np.concatenate([prior.draw(Key(5), range(c.start, c.start + 3), c, SHAPE) for c in chunks])
-    equal = [[float(np.array_equal(z[u], z[v])) for v in frames] for u in frames]
-    assert np.array_equal(prior.covariance(frames, chunks, seed=5), equal)
-    assert not np.array_equal(prior.covariance(frames, chunks, seed=6), equal)
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(-2, 2).filter(lambda w: abs(w) > 1e-3), min_size=1, max_size=4), st.integers(2, 6))
+def test_energy_and_periodogram_follow_from_the_weights(weights: list[float], f: int) -> None:
+    """Weights as a filter: covariance is their correlation, and both measures are sums over it."""
+    correlation = np.correlate(weights, weights, "full")[len(weights) - 1 :]
+    lag = np.pad(correlation, (0, f + 4))
+    expected = lag[np.abs(np.subtract.outer(np.arange(f), np.arange(f)))]
+    prior = Mix(tuple(weights))
+    assert np.abs(prior.covariance(range(f)) - expected).max() < 1e-12
+    assert abs(prior.energy(f, 5) - 5 * (f - 1) * 2 * (lag[0] - lag[1])) < 1e-10
+    omega = np.linspace(-4, 4, 6).reshape(2, 3)
+    power = sum((1 - abs(k) / f) * lag[abs(k)] * np.cos(k * omega) for k in range(1 - f, f))
+    assert np.abs(prior.periodogram(omega, range(f)) - power).max() < 1e-12
 
 
 @pytest.mark.parametrize(("apply_to", "kinds"), [
     ("initial", {Kind.INITIAL}), ("renoise", {Kind.RENOISE}), ("all", set(Kind)),
 ])
 def test_apply_to_leaves_other_kinds_bitwise_iid(apply_to: str, kinds: set[Kind]) -> None:
-    prior, chunk = AR1(apply_to=apply_to, rho=-0.5), Span(0, 3)
+    prior, chunk = Mix((0.6, 0.8), apply_to=apply_to), Span(0, 3)
     for kind in Kind:
         same = np.array_equal(prior.draw(Key(2, kind, 1), range(3), chunk, (64,)),
                               IID().draw(Key(2, kind, 1), range(3), chunk, (64,)))
         identity = np.array_equal(prior.covariance(range(3), kind=kind), np.eye(3))
         assert same == identity == (kind not in kinds)
+
+
+def test_batches_and_the_cast_of_a_pipeline_keep_the_numbers() -> None:
+    """bfloat16 noise is float32 noise, rounded: a pass in another type starts from the same picture."""
+    chunk, white = Chunk(3, 2), [[gaussian(seed, 0, frame, 0, (2, 2, 2)) for frame in (3, 4)] for seed in (7, 8, 7)]
+    assert np.array_equal(IID().batch((7, 8, 7), Kind.INITIAL, 0, chunk, (2, 2, 2)), white)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        drawn = KeyedNoise(IID(), (7, 8, 7), (2, 2, 2), torch.empty(0, dtype=dtype)).initial(chunk)
+        assert torch.equal(drawn, torch.from_numpy(np.array(white)).to(dtype))
 
 
 def test_priors_refuse_bad_input() -> None:
@@ -273,6 +223,13 @@ def test_priors_refuse_bad_input() -> None:
         IID().covariance([2], [Span(0, 3), Span(2, 3)])
     with pytest.raises(NotImplementedError, match="NoisePrior needs a recipe"):
         NoisePrior().draw(Key(0), [0], Span(0, 1), SHAPE)
+    with pytest.raises(ValueError, match="has no closed form of its spectrum; periodogram"):
+        Mix().spectrum(0.0)
+    for f, d in ((0, 1), (3, 0)):
+        with pytest.raises(ValueError, match="=0 is outside"):
+            IID().energy(f, d)
+    with pytest.raises(TypeError, match="f=True must be an int"):
+        IID().energy(True)
 
 
 @pytest.mark.parametrize("weights", [{}, {(0, 0): 0.0}, {(0, 0): math.nan}, {(0, 0): math.inf}], ids=repr)
@@ -293,9 +250,3 @@ def test_overriding_draw_alone_is_refused() -> None:
     with pytest.raises(TypeError, match="Lopsided overrides draw but not covariance"):
         class Lopsided(NoisePrior):  # pyright: ignore[reportUnusedClass]
             def draw(self, key, frames, chunk, shape): ...
-
-
-def test_iid_is_registered() -> None:
-    assert NOISE.build("iid") == IID()
-    assert NOISE.spec(IID()) == {"name": "iid"}
-    assert NOISE.build({"name": "iid", "apply_to": "all"}) == IID(apply_to="all")

@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
     """Register the subcommand, with one of its own for each kind of plot."""
     p = commands.add_parser("plot", help="show what a configuration does", description="Show what CONFIG does.")
     kinds = p.add_subparsers(title="kinds", metavar="KIND", required=True)
-    for kind, (show, several, examples) in KINDS.items():
+    for kind, (show, several, examples, options) in KINDS.items():
         k = kinds.add_parser(
             kind, help=show.__doc__, description=f"{show.__doc__} A table, or with -o a picture.",
             epilog=f"examples:\n{examples}", formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -38,8 +38,8 @@ def add(commands: Any) -> None:
         configs.add(k, several=several)
         add_length(k)
         k.add_argument("-o", "--output", metavar="FILE.png", help="write a picture; replaces an older file")
-        if kind == "cache":
-            k.add_argument("--all", action="store_true", help="all lines of the table, however long the video")
+        for option, how in options.items():
+            k.add_argument(option, **how)
         k.set_defaults(run=run, show=show)
 
 
@@ -89,21 +89,35 @@ def _rotary(chosen: Sequence[Chosen], card: Card, arguments: argparse.Namespace)
     return table(rules, card) if arguments.output is None else figure(rules, card)
 
 
+def _noise(chosen: Sequence[Chosen], card: Card, arguments: argparse.Namespace) -> str | Figure:
+    """How the noise of frames depends on each other: motion, frequencies and covariance."""
+    from arvid.plots.noise import Stream, figure, table
+
+    streams = [Stream(label, config.noise, config.chunk, frames, arguments.seed)
+               for label, config, frames in chosen if config.noise and config.chunk]  # fmt: skip
+    return table(streams, card) if arguments.output is None else figure(streams, card)
+
+
 class Kind(NamedTuple):
-    """A kind of plot: what makes it, whether of several configurations, and examples."""
+    """A kind of plot: what makes it, whether of several configurations, examples, and arguments of its own."""
 
     show: Callable[[Sequence[Chosen], Card, argparse.Namespace], str | Figure]
     several: bool
     examples: str
+    options: dict[str, dict[str, Any]]
 
 
 KINDS = {
     "cache": Kind(_cache, False, """\
   arvid plot cache self_forcing --seconds 30
   arvid plot cache my.toml --set cache.name=sink --set cache.sink=3 --seconds 60 -o sink.png
-"""),
+""", {"--all": {"action": "store_true", "help": "all lines of the table, however long the video"}}),
     "rotary": Kind(_rotary, True, """\
   arvid plot rotary flex --seconds 60
   arvid plot rotary self_forcing flex my.toml --seconds 60 -o rotary.png
-"""),
+""", {}),
+    "noise": Kind(_noise, True, """\
+  arvid plot noise flex --seconds 30
+  arvid plot noise self_forcing flex my.toml --seed 7 -o noise.png
+""", {"--seed": {"type": int, "default": 0, "help": "the video's, for priors that shuffle (default: 0)"}}),
 }  # fmt: skip

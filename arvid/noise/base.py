@@ -224,36 +224,38 @@ class NoisePrior:
         return np.stack([rows[seed] for seed in seeds])
 
     def covariance(
-        self, frames: Sequence[int], chunks: Sequence[ChunkLike] | None = None, seed: int = 0, kind: int = Kind.INITIAL
+        self, frames: Sequence[int], chunks: Sequence[ChunkLike] | None = None, seed: int = 0, kind: int = Kind.INITIAL,
+        step: int = 0,
     ) -> Floats:
         """Exact covariance [f, f] of the noise of `frames`, from their recipes.
 
-        `chunks` are the chunks the frames lie in; None is one chunk of all frames from 0. `seed` matters to priors that
-        shuffle. Raises `ValueError` for no frames, and for a frame in no chunk or in several.
+        `chunks` are the chunks the frames lie in; None is one chunk of all frames from 0. `seed` and `step` matter to
+        priors that shuffle. Raises `ValueError` for no frames, and for a frame in no chunk or in several.
         """
         if not frames:
             raise ValueError("no frames given; pass at least one")
-        key = Key(seed, kind)
+        key = Key(seed, kind, step)
         chunks = [Span(0, max(frames) + 1)] if chunks is None else chunks
         recipes = [self.recipe_of(frame, _chunk_of(frame, chunks), key) for frame in frames]
         sources = _sources(recipes)
-        weights_FS = np.array([[recipe.get(source, 0.0) for source in sources] for recipe in recipes])
+        weights_FS = np.array([[recipe.get(source, 0.0) for source in sources] for recipe in recipes], float)
         return weights_FS @ weights_FS.T
 
-    def energy(self, f: int, d: int = 1, seed: int = 0) -> float:
+    def energy(self, f: int, d: int = 1, seed: int = 0, kind: int = Kind.INITIAL) -> float:
         """Expected energy of motion of a chunk of `f` frames of `d` numbers, E sum_u |z_u - z_{u-1}|^2, from the
         covariance (FLEX, arXiv 2602.14027, eq. 14: 2 (f - 1)(1 - rho) d for `ans`). Raises as `covariance`."""
-        c = self.covariance(range(_integer("f", f, 1, _WORD)), seed=seed)
+        c = self.covariance(range(_integer("f", f, 1, _WORD)), seed=seed, kind=kind)
         each = c.diagonal()
         return _integer("d", d, 1, _WORD) * float((each[1:] + each[:-1] - 2 * c.diagonal(1)).sum())
 
     def periodogram(
-        self, omega: ArrayLike, frames: Sequence[int], chunks: Sequence[ChunkLike] | None = None, seed: int = 0
+        self, omega: ArrayLike, frames: Sequence[int], chunks: Sequence[ChunkLike] | None = None, seed: int = 0,
+        kind: int = Kind.INITIAL,
     ) -> Floats:
         """Expected power E |sum_u z_u exp(-i omega u)|^2 / f of `frames` at frequencies in radians a frame, any shape;
         1 everywhere for `iid`. From the covariance, and raises as it."""
         wave = np.exp(1j * np.asarray(omega, float)[..., None] * np.asarray(frames))
-        c = self.covariance(frames, chunks, seed)
+        c = self.covariance(frames, chunks, seed, kind)
         return np.einsum("...u,uv,...v->...", wave, c, wave.conj()).real / len(frames)
 
     def spectrum(self, omega: ArrayLike) -> Floats:

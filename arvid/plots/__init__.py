@@ -12,7 +12,9 @@ from arvid.video import check_output
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["blank", "check_png", "save_png"]
+    from arvid.models.specs import Card
+
+__all__ = ["blank", "check_png", "length", "save_png"]
 
 
 def blank(width: float, height: float) -> Figure:
@@ -22,6 +24,11 @@ def blank(width: float, height: float) -> Figure:
     except ModuleNotFoundError as error:
         raise RuntimeError(f"pictures need matplotlib ({error}): pip install 'arvid[plots]'") from error
     return Figure((width, height), layout="constrained")
+
+
+def length(frames: int, card: Card) -> str:
+    """Latent frames and what they are in seconds, as text."""
+    return f"{frames} latent frames ({frames * card.vae.time_stride / card.fps:.4g} s)"
 
 
 def check_png(path: str | os.PathLike[str]) -> Path:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from arvid.models.specs import Card
 from arvid.positional import Rope, Rotary, RotaryContext
 
-from . import blank
+from . import blank, length
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,15 +76,11 @@ def table(rules: Sequence[Rule], card: Card) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([
-        *(f"{rule.label}: {rule.rotary}, {_length(rule.frames, card)}" for rule in rules),
+        *(f"{rule.label}: {rule.rotary}, {length(rule.frames, card)}" for rule in rules),
         f"Turns of a plane over the video, and frequency as a multiple of rope's; card {card.name!r}, trained on "
-        f"{_length(card.train_horizon, card)}.",
+        f"{length(card.train_horizon, card)}.",
         "Below one turn in training there are phases that were never seen; a-b: from head to head.", "", *rows,
     ])  # fmt: skip
-
-
-def _length(frames: int, card: Card) -> str:
-    return f"{frames} latent frames ({frames * card.vae.time_stride / card.fps:.4g} s)"
 
 
 def _span(values: Array) -> str:
@@ -121,8 +117,8 @@ def figure(rules: Sequence[Rule], card: Card) -> Figure:
         _over_distance(axes, plane, trained[plane])
     panels[0].set_ylabel("turns between query and key")
     _finish(drawing, (exposure, ratio, *panels))
-    lengths = ", ".join(dict.fromkeys(_length(rule.frames, card) for rule in rules))
-    drawing.suptitle(f"card {card.name!r}, trained on {_length(card.train_horizon, card)}; videos of {lengths}")
+    lengths = ", ".join(dict.fromkeys(length(rule.frames, card) for rule in rules))
+    drawing.suptitle(f"card {card.name!r}, trained on {length(card.train_horizon, card)}; videos of {lengths}")
     return drawing
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from arvid.positional.rotation import phase, rotate, scale, space_angles, time_a
 from arvid.positional.scaled import Scaled
 
 from .engine import require
+from .fields import every_field_counts
 
 Array = NDArray[np.float64]
 
@@ -73,7 +73,7 @@ def check_rotary(rotary: Rotary, *, planes: int = 22, heads: int = 4, train_hori
         _goes_on(rotary, answers)
     _same_in_every_pass(rotary, model)
     _current_ends_as_total(rotary, model)
-    _every_field_counts(rotary, model)
+    every_field_counts(rotary, lambda rule: _effect(rule, model), "angles, scale or bias")
 
 
 @dataclass(frozen=True)
@@ -255,18 +255,6 @@ def _current_ends_as_total(rotary: Rotary, model: _Model) -> None:
             require(a.same(b), "current at the end is total", None, f"{a}, expected {b} at {length} frames")
 
 
-def _every_field_counts(rotary: Rotary, model: _Model) -> None:
-    """Require each field to have an effect with the others as they are or, since one may idle another, one changed."""
-    names = [field.name for field in fields(rotary) if field.init]  # pyright: ignore[reportArgumentType]
-    for name in names:
-        tried = [getattr(other, name) for other in _variants(rotary, name)]
-        around = (rotary, *(rule for other in names if other != name for rule in _variants(rotary, other)))
-        counts = any(_effect(rule, model) != _effect(other, model)
-                     for rule in around for other in _variants(rule, name))  # fmt: skip
-        require(counts or not tried, "every field has an effect", None,  # nothing is tried of a type unknown here
-                f"{name} has none on angles, scale or bias: {getattr(rotary, name)!r} gives what {tried} give")
-
-
 def _effect(rotary: Rotary, model: _Model) -> list[object]:
     """All that tells a rule from another."""
     bias = rotary.bias(np.array(TIMES), np.array(TIMES))
@@ -280,38 +268,6 @@ def _effect(rotary: Rotary, model: _Model) -> list[object]:
                 except ValueError:
                     found.append("refused")
     return found
-
-
-def _variants(rotary: Rotary, name: str) -> Iterator[Rotary]:
-    """The rule with other values of a field, where it takes them."""
-    try:
-        hint = typing.get_type_hints(type(rotary)).get(name)
-    except NameError:  # of a class made in a function
-        hint = None
-    for value in _others(getattr(rotary, name), hint):
-        try:
-            yield replace(rotary, **{name: value})  # pyright: ignore[reportArgumentType]
-        except (TypeError, ValueError):
-            continue
-
-
-def _others(value: Any, hint: Any) -> list[Any]:
-    """Other values of a field, some of which it may not take."""
-    parts = (hint, *typing.get_args(hint))
-    chosen = [c for part in parts if typing.get_origin(part) is Literal for c in typing.get_args(part)]
-    if chosen:
-        return [choice for choice in chosen if choice != value]
-    if isinstance(value, bool):
-        return [not value]
-    if value is None:
-        return [*((1, 7, 1000) if int in parts else ()), *((0.1, 2.5) if float in parts else ())]
-    if isinstance(value, int) and float not in parts:
-        return [value + 1, value - 1, 2 * value + 2, 16 * value + 16]
-    if isinstance(value, (int, float)):
-        return [value + 0.01, value - 0.01, value + 1, *((value * by for by in (0.5, 2, 16, 1 / 16)) if value else ())]
-    if isinstance(value, tuple) and value:
-        return [(other, *value[1:]) for other in _others(value[0], None)]
-    return []
 
 
 def _comes_back_from_its_spec(rotary: Rotary) -> None:

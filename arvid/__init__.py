@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from arvid import testing as testing
     from arvid.cache import CACHE as CACHE
     from arvid.config import PipelineConfig as PipelineConfig
+    from arvid.evaluation.metrics import METRIC as METRIC
     from arvid.lint import lint as lint
     from arvid.noise import NOISE as NOISE
     from arvid.pipeline import Pipeline as Pipeline
+    from arvid.plan import plan as plan
     from arvid.positional import ROTARY as ROTARY
     from arvid.positional import TIME as TIME
     from arvid.presets import preset as preset
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CACHE": "arvid.cache",
+    "METRIC": "arvid.evaluation.metrics",
     "NOISE": "arvid.noise",
     "Pipeline": "arvid.pipeline",
     "PipelineConfig": "arvid.config",
@@ -34,10 +37,11 @@ _HOME = {
     "Video": "arvid.video",
     "preset": "arvid.presets",
 }
-_MODULES = ("geometry", "lint", "presets", "registry", "testing")
+_MODULES = ("geometry", "lint", "plan", "presets", "registry", "testing")
 
 __all__ = [
     "CACHE",
+    "METRIC",
     "NOISE",
     "ROTARY",
     "SAMPLER",
@@ -47,6 +51,7 @@ __all__ = [
     "Video",
     "__version__",
     "lint",
+    "plan",
     "preset",
     "testing",
 ]

@@ -16,7 +16,7 @@ FILES = sorted((ROOT / "arvid").rglob("*.py"))
 
 BASIS = {"registry", "shapes", "geometry"}
 CHOICES = {"positional", "noise", "cache", "samplers"}
-TOP = {"pipeline", "video", "testing", "evaluation", "training", "plots", "lint", "simulate"}
+TOP = {"pipeline", "video", "testing", "evaluation", "training", "plots", "lint", "simulate", "costs", "plan"}
 BELOW_TOP = BASIS | CHOICES | {"models", "config", "presets", "prompts"}
 
 # What each part of arvid may import from arvid besides itself; "part.module" allows that module only.

@@ -13,11 +13,11 @@ from typing import Any
 
 from arvid import __version__
 
-from . import generate, lint, listing, plot, show
+from . import compare, convert, encode, generate, lint, listing, plan, plot, show
 
 __all__ = ["COMMANDS", "main", "parser"]
 
-COMMANDS = (generate, lint, listing, plot, show)
+COMMANDS = (compare, convert, encode, generate, lint, listing, plan, plot, show)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from arvid.config import REGISTRIES, PipelineConfig
 from arvid.evaluation.metrics import METRIC, Metric, default_metrics
@@ -13,7 +14,7 @@ from arvid.geometry import check_size, latent_frames, pixel_frames
 from arvid.models.specs import Card
 from arvid.models.weights import BUNDLED, load_card
 
-__all__ = ["MOST_PROMPTS", "Plan", "Unit", "make_plan", "noise_seed", "segment_edges"]
+__all__ = ["MOST_PROMPTS", "Packed", "Plan", "Unit", "make_plan", "noise_seed", "segment_edges", "units", "unpack"]
 
 MOST_PROMPTS = 1_000_000
 
@@ -48,6 +49,23 @@ class Plan:
         """All that take part, metrics included."""
         chosen = [getattr(config, key) for config in self.configs.values() for key in REGISTRIES]
         return [*chosen, *self.metrics.values()]
+
+    def packed(self) -> Packed:
+        """For `unpack` in another process: strategies by name, for those of `--use` files cannot be pickled."""
+        configs = {label: config.to_dict() for label, config in self.configs.items()}
+        return replace(self, configs={}, metrics={}), configs, {n: METRIC.spec(m) for n, m in self.metrics.items()}
+
+
+Packed = tuple[Plan, dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
+
+
+def unpack(packed: Packed) -> Plan:
+    """The plan that was packed, once its strategies are registered here."""
+    plan, configs, metrics = packed
+    return replace(
+        plan, configs={label: PipelineConfig.from_dict(config) for label, config in configs.items()},
+        metrics={name: METRIC.build(spec) for name, spec in metrics.items()},
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

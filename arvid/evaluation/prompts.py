@@ -50,16 +50,18 @@ def read_prompts(source: str, limit: int | None = None) -> list[Prompt]:
     return list(first.values())[:limit]
 
 
-def check_prompts(prompts: Iterable[Prompt], model: Path, card: Card) -> None:
+def check_prompts(prompts: Iterable[Prompt], model: str | Path | None, card: Card) -> None:
     """Raise `ValueError` for prompts that the weights' text encoder refuses, naming where each is and why. Reads the
     tokenizer, and no weights."""
     import torch
 
     from arvid.models.text import TextEncoder, build_umt5, load_tokenizer
+    from arvid.models.weights import BUNDLED
 
+    folder = BUNDLED if model is None else Path(model)
     with torch.device("meta"):
         network = build_umt5(card.text)
-    encoder = TextEncoder(network, load_tokenizer(model / "tokenizer.model"), card.dit.text_length, card.grammar)
+    encoder = TextEncoder(network, load_tokenizer(folder / "tokenizer.model"), card.dit.text_length, card.grammar)
     refused = []
     for prompt in prompts:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import traceback
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from arvid.evaluation.metrics import Clip, measure
-from arvid.evaluation.plan import Plan, Unit, noise_seed
+from arvid.evaluation.plan import Packed, Plan, Unit, noise_seed, unpack
 from arvid.evaluation.store import Folder
 from arvid.video import Video
 
@@ -136,15 +135,13 @@ def _in_processes(
     plan: Plan, folder: Folder, units: Sequence[Unit], jobs: int, keep_videos: bool, prepare: Callable[[], Any],
     tell: Callable[[Unit, float, int], None],
 ) -> None:  # fmt: skip
-    # Strategies of files that `prepare` runs can be unpickled only after it.
-    load = pickle.dumps((plan, folder, keep_videos))
     threads = max(1, cores() // jobs)
     waiting, busy, processes = list(reversed(units)), dict[Connection, Unit](), list[SpawnProcess]()
     try:
         for _ in range(jobs):
             ours, theirs = multiprocessing.get_context("spawn").Pipe()
             process = multiprocessing.get_context("spawn").Process(
-                target=_worker, args=(theirs, prepare, load, threads), daemon=True
+                target=_worker, args=(theirs, prepare, plan.packed(), folder, keep_videos, threads), daemon=True
             )
             with _inherited(threads):
                 process.start()
@@ -200,7 +197,9 @@ def _inherited(threads: int) -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _worker(connection: Connection, prepare: Callable[[], Any], load: bytes, threads: int) -> None:
+def _worker(
+    connection: Connection, prepare: Callable[[], Any], packed: Packed, folder: Folder, keep_videos: bool, threads: int
+) -> None:  # fmt: skip
     """A process that makes units until it is ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C: the process that started this one ends it
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -210,7 +209,7 @@ def _worker(connection: Connection, prepare: Callable[[], Any], load: bytes, thr
         import torch
 
         torch.set_num_threads(threads)
-        maker = Maker(*pickle.loads(load))
+        maker = Maker(unpack(packed), folder, keep_videos)
         while True:
             maker.make(connection.recv(), lambda *told: connection.send(told))
             connection.send(None)

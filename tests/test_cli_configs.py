@@ -126,8 +126,8 @@ def test_used_files_reach_every_command(run: Any, weights: Path) -> None:
     config = shown(done)
     assert "# Everything, with a mark.\n# mark: A mark inside.\n[cache]\n" in done.out
     assert config.to_dict()["cache"] == {"name": "marked", "mark": {"name": "dot", "n": 2}, "chunk": 3}
-    wide = shown(run("show", "shown.toml", *use, "--set", "cache.mark.wide=true", "--set", "cache.chunk=1"))
-    assert wide.to_dict()["cache"] == {"name": "marked", "mark": {"name": "dot", "n": 2, "wide": True}, "chunk": 1}
+    wide = shown(run("show", "shown.toml", *use, "--set", "cache.mark.wide=true"))
+    assert wide.to_dict()["cache"] == {"name": "marked", "mark": {"name": "dot", "n": 2, "wide": True}, "chunk": 3}
     listed = run("list", *use).out
     assert "  marked: Everything, with a mark.\n" in listed
     assert "\nmark\n  dot: A mark inside.\n      n (required), wide=False\n" in listed
@@ -224,7 +224,7 @@ def test_list_names_strategies_presets_and_cards(run: Any) -> None:
     sink = "  sink: The first `sink` frames for ever, then the most recent ones, within `window`.\n      "
     assert sink in done.out
     assert "sink=None" in done.out.partition(sink)[2].partition("\n")[0]
-    assert run("list", "presets").out.startswith("presets\n  self_forcing: student, all settings of its card: ")
+    assert "\n  self_forcing: student, all settings of its card: " in run("list", "presets").out
     assert run("list", "cards").out.startswith("cards\n  tiny: bundled, ")
 
 

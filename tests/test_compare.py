@@ -24,9 +24,9 @@ import arvid
 from arvid import Pipeline, PipelineConfig
 from arvid.evaluation import workers
 from arvid.evaluation.metrics import METRIC, Clip, measure
-from arvid.evaluation.plan import noise_seed
 from arvid.evaluation.results import from_json
 from arvid.evaluation.store import Folder, digest
+from arvid.evaluation.task import noise_seed
 from arvid.video import Video
 
 GREEN = "a green triangle grows and shrinks on a beige background"

@@ -1,4 +1,4 @@
-"""Prompt files, the plan of a comparison, and its JSON."""
+"""Prompt files, the task of a comparison, and its JSON."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from random_model import BLUE, CARD, RED
 from arvid import PipelineConfig
 from arvid.cache import Full
 from arvid.evaluation.metrics import METRIC
-from arvid.evaluation.plan import make_plan, noise_seed, segment_edges, units, unpack
 from arvid.evaluation.prompts import read_prompts
 from arvid.evaluation.results import Comparison, Curve, Interval, Line, Measured, Method, Row, from_json, to_json
+from arvid.evaluation.task import make_task, noise_seed, segment_edges, units, unpack
 from arvid.geometry import pixel_frames
 from arvid.training.clips import held_out_captions
 
@@ -87,16 +87,16 @@ def test_noise_seeds_differ() -> None:
     assert len({noise_seed(prompt, seed) for prompt in range(300) for seed in range(20)}) == 6000
 
 
-def plan(weights: Path, prompts: int = 3, **given: Any) -> Any:
+def task(weights: Path, prompts: int = 3, **given: Any) -> Any:
     configs = {"own": PipelineConfig(), "full": PipelineConfig(cache="full")}
     names = [f"prompt {i}" for i in range(prompts)]
-    return make_plan(configs, names, **{"frames": 4, "metrics": ["flicker"], "model": weights, **given})
+    return make_task(configs, names, **{"frames": 4, "metrics": ["flicker"], "model": weights, **given})
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 3), st.integers(1, 9), st.integers(1, 5))
 def test_units_hold_every_missing_video_once(weights: Path, prompts: int, seeds: int, batch: int, jobs: int) -> None:
-    whole = plan(weights, prompts, seeds=seeds)
+    whole = task(weights, prompts, seeds=seeds)
     keys = {(label, i, s): f"{label} {i} {s}" for label in whole.configs for i in range(prompts) for s in range(seeds)}
     missing = {at: key for n, (at, key) in enumerate(keys.items()) if n % 3}
     made = list(units(whole, missing, batch, jobs))
@@ -114,14 +114,14 @@ def test_units_hold_every_missing_video_once(weights: Path, prompts: int, seeds:
 
 
 def test_two_workers_share_evenly(weights: Path) -> None:
-    whole = plan(weights, 8, seeds=3)
+    whole = task(weights, 8, seeds=3)
     keys = {(label, i, s): "k" for label in whole.configs for i in range(8) for s in range(3)}
     assert {unit.stop - unit.first for unit in units(whole, keys, 8, 1)} == {8}
     assert {unit.stop - unit.first for unit in units(whole, keys, 8, 4)} == {4}
 
 
 def test_a_plan_travels(weights: Path) -> None:
-    whole = plan(weights)
+    whole = task(weights)
     again = unpack(whole.packed())
     assert (again.configs, again.metrics, again.edges) == (whole.configs, whole.metrics, whole.edges)
     assert again.configs["full"].cache == Full()
@@ -129,9 +129,9 @@ def test_a_plan_travels(weights: Path) -> None:
 
 
 def test_length_and_size(weights: Path) -> None:
-    assert plan(weights, frames=None).frames == CARD.train_horizon
-    assert plan(weights, frames=None, seconds=2).frames == 4
-    assert plan(weights).size == CARD.size
+    assert task(weights, frames=None).frames == CARD.train_horizon
+    assert task(weights, frames=None, seconds=2).frames == 4
+    assert task(weights).size == CARD.size
 
 
 @pytest.mark.parametrize(("given", "message"), [
@@ -142,7 +142,7 @@ def test_length_and_size(weights: Path) -> None:
 ])  # fmt: skip
 def test_bad_plans(weights: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plan(weights, **given)
+        task(weights, **given)
 
 
 numbers = st.floats(-9, 9) | st.just(math.nan)

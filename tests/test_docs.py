@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 import shlex
 from pathlib import Path
@@ -14,12 +16,14 @@ from arvid.cache import CACHE, CachePolicy, Chunk, Full, Kind, Participative, Pa
 from arvid.cache.base import CodecName
 from arvid.cache.store import Store, StoreShape
 from arvid.models.specs import card
+from arvid.noise import NOISE
 from arvid.positional import ROTARY, Absolute, Rope, RotaryContext, SinkAdjacent, TimeMap
 from arvid.positional.rotation import phase, rotate, time_angles
-from arvid.testing import check_cache
+from arvid.testing import check_cache, check_noise
 
 DOCS = Path(__file__).parents[1] / "docs"
-CACHE_PAGE, POSITIONAL_PAGE = ((DOCS / f"{page}.md").read_text() for page in ("cache", "positional"))
+PAGES = ("cache", "positional", "noise")
+CACHE_PAGE, POSITIONAL_PAGE, NOISE_PAGE = ((DOCS / f"{page}.md").read_text() for page in PAGES)
 CONSOLE = [block for page in sorted(DOCS.glob("*.md")) for block in
            re.findall(r"```console\n\$ arvid (.*?)\n(.*?)```", page.read_text(), re.DOTALL)]  # fmt: skip
 
@@ -108,3 +112,31 @@ def test_the_policy_of_the_page_passes_the_checker() -> None:
     code = code.replace('register("fading")', 'register("fading_of_the_docs")')
     exec(compile(code, "cache.md", "exec"), {"__name__": __name__})
     check_cache(CACHE.build("fading_of_the_docs"))
+
+
+def test_the_prior_of_the_page_passes_the_checker() -> None:
+    (code,) = re.findall(r"## Your own\n\n```python\n(.*?)```", NOISE_PAGE, re.DOTALL)
+    exec(compile(code.replace('"pendulum"', '"pendulum_of_the_docs"'), "noise.md", "exec"), {"__name__": __name__})
+    check_noise(NOISE.build({"name": "pendulum_of_the_docs", "period": 4}))
+
+
+def test_the_noise_snippet_runs() -> None:
+    (code,) = re.findall(r"From Python:\n\n```python\n(.*?)```", NOISE_PAGE, re.DOTALL)
+    exec(compile(code, "noise.md", "exec"), {})
+
+
+def test_the_table_of_priors_is_that_of_the_report() -> None:
+    """Means, and intervals exactly where they leave out zero."""
+    report = json.loads(gzip.decompress((DOCS / "results/noise/report.json.gz").read_bytes()))
+    lines = {(line["metric"], line["method"]): line for line in report["lines"]}
+    (head, rows) = re.findall(r"^\| configuration \|(.*) \|\n\|---.*\n((?:\|.*\n)+)", NOISE_PAGE, re.MULTILINE)[0]
+    metrics = [name.strip(" `") for name in head.split("|")]
+    methods = [row.split("|")[1].strip(" `") for row in rows.splitlines()]
+    assert methods == [method["label"] for method in report["methods"]]
+    for row, method in zip(rows.splitlines(), methods, strict=True):
+        for cell, metric in zip(row.strip("| ").split("|")[1:], metrics, strict=True):
+            line = lines[metric, method]
+            wanted, away = f"{line['whole']['mean']:.2f}", line["whole_difference"]
+            if away and (away["low"] > 0 or away["high"] < 0):
+                wanted = f"**{wanted}** ({away['low']:+.3f}, {away['high']:+.3f})"
+            assert cell.strip() == wanted

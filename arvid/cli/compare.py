@@ -27,8 +27,9 @@ report.png and report.json: means over prompts with 95 % intervals, paired diffe
 how each metric drifts from segment to segment, a segment being as long as the clips of training.
 
 CONFIG may be written LABEL=CONFIG, which names it in the report; LABEL= alone is the model's own settings.
-Stopped at any time, the same command goes on where it was, and makes nothing twice. Prompt number i (from 0) has
-noise seed 1000000 s + i under seed s, for every CONFIG: `arvid generate PROMPT --seed` makes the same video.
+Stopped at any time, the same command goes on from the last finished batch. Prompt number i (from 0) has noise
+seed 1000000 s + i under seed s, for every CONFIG: `arvid generate PROMPT --seed` makes the same video, but for the
+rounding of a batch (about one pixel value in ten thousand, by one level).
 """
 EXAMPLES = """\
 examples:
@@ -80,14 +81,14 @@ def run(arguments: argparse.Namespace) -> int:
     configs.use(arguments.use)
     chosen, presets = _methods(arguments, card.name)
     from arvid.evaluation.compare import compare, table
-    from arvid.evaluation.plan import make_plan
     from arvid.evaluation.prompts import check_prompts
     from arvid.evaluation.statistics import LEAST
+    from arvid.evaluation.task import make_task
     from arvid.presets import warn_if_foreign
 
     check_prompts(prompts, arguments.model, card)
     width, height = arguments.size or (None, None)
-    plan = make_plan(
+    task = make_task(
         chosen, [prompt.text for prompt in prompts], frames=arguments.frames, seeds=arguments.seeds,
         seconds=arguments.seconds if arguments.frames is None else None, model=arguments.model,
         size=(height, width) if height and width else None, device=arguments.device,
@@ -99,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         warnings.warn(f"{len(prompts)} prompts: means only; 95 % intervals need at least {LEAST}", stacklevel=1)
     with _progress_line(arguments.quiet or not sys.stderr.isatty()) as show:
         comparison = compare(
-            plan, arguments.output, jobs=arguments.jobs, batch=arguments.batch, keep_videos=arguments.videos,
+            task, arguments.output, jobs=arguments.jobs, batch=arguments.batch, keep_videos=arguments.videos,
             command=_command(arguments), prepare=partial(configs.use, arguments.use), progress=show,
         )  # fmt: skip
     print(table(comparison))

@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _kinds() -> dict[str, Callable[[], Lines]]:
+    import arvid.evaluation.metrics  # noqa: F401  (which registers them)
     from arvid.config import REGISTRIES
     from arvid.registry import BY_BASE
 

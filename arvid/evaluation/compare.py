@@ -1,7 +1,7 @@
 """Methods compared on the same prompts and the same noise: run, resumed, summed up, reported.
 
-    plan = make_plan({"window": PipelineConfig(), "flex": preset("flex")}, prompts, seconds=30)
-    comparison = compare(plan, "comparison")               # comparison/report.html, report.png, report.json
+    task = make_task({"window": PipelineConfig(), "flex": preset("flex")}, prompts, seconds=30)
+    comparison = compare(task, "comparison")               # comparison/report.html, report.png, report.json
 
 Run again, it makes what is missing and writes the report. A video is known by what decides its pixels and numbers:
 configuration, weights, code of arvid and of strategies, prompt, noise seed, length, size, kind of device, and metrics
@@ -24,10 +24,10 @@ from typing import Any
 from arvid import __version__
 from arvid.config import REGISTRIES
 from arvid.evaluation.metrics import METRIC
-from arvid.evaluation.plan import Plan, noise_seed, units
 from arvid.evaluation.results import Comparison, Interval, Measured, Method, Row, to_json
 from arvid.evaluation.statistics import LEAST, summarise
 from arvid.evaluation.store import FORMAT, Folder, code_hash, digest, weights_hash
+from arvid.evaluation.task import Task, noise_seed, units
 from arvid.evaluation.workers import cores, work
 from arvid.registry import brief, summary
 
@@ -48,7 +48,7 @@ class Standing:
 
 
 def compare(
-    plan: Plan, folder: str | Path, *, jobs: int = 1, batch: int = 8, keep_videos: bool = False, command: str = "",
+    task: Task, folder: str | Path, *, jobs: int = 1, batch: int = 8, keep_videos: bool = False, command: str = "",
     prepare: Callable[[], Any] = int, progress: Callable[[Standing], None] | None = None,
 ) -> Comparison:  # fmt: skip
     """Make the videos that `folder` lacks, at most `batch` at once in each of `jobs` processes, and write report.json,
@@ -68,14 +68,14 @@ def compare(
     store = Folder(Path(folder))
     store.check()
     with store.locked():
-        weights = weights_hash(plan.model, store)
-        keys = _keys(plan, weights)
+        weights = weights_hash(task.model, store)
+        keys = _keys(task, weights)
         missing = {at: key for at, key in keys.items()
                    if store.row(key) is None or (keep_videos and not store.has_video(key))}  # fmt: skip
-        todo = list(units(plan, missing, batch, jobs))
+        todo = list(units(task, missing, batch, jobs))
         clock = _Clock(len(keys), len(missing), progress)
-        work(plan, store, todo, jobs=jobs, keep_videos=keep_videos, prepare=prepare, tell=clock.tell)
-        comparison = _comparison(plan, store, keys, keep_videos, command, weights)
+        work(task, store, todo, jobs=jobs, keep_videos=keep_videos, prepare=prepare, tell=clock.tell)
+        comparison = _comparison(task, store, keys, keep_videos, command, weights)
         _report(comparison, store)
     return comparison
 
@@ -112,67 +112,67 @@ class _Clock:
             self.progress(Standing(self.total - self.left, self.total, 60 * rate, max(0.0, eta)))
 
 
-def _keys(plan: Plan, weights: str) -> Keys:
-    metrics = {name: METRIC.spec(metric) for name, metric in plan.metrics.items()}
+def _keys(task: Task, weights: str) -> Keys:
+    metrics = {name: METRIC.spec(metric) for name, metric in task.metrics.items()}
     same = {
-        "format": FORMAT, "code": code_hash(plan.strategies), "weights": weights, "frames": plan.frames,
-        "size": plan.size, "edges": plan.edges, "metrics": metrics, "device": plan.device.partition(":")[0],
+        "format": FORMAT, "code": code_hash(task.strategies), "weights": weights, "frames": task.frames,
+        "size": task.size, "edges": task.edges, "metrics": metrics, "device": task.device.partition(":")[0],
     }  # fmt: skip
     keys: Keys = {}
-    for label, config in plan.configs.items():
-        for i, prompt in enumerate(plan.prompts):
-            for seed in range(plan.seeds):
+    for label, config in task.configs.items():
+        for i, prompt in enumerate(task.prompts):
+            for seed in range(task.seeds):
                 own = {"config": config.to_dict(), "prompt": prompt, "seed": noise_seed(i, seed)}
                 keys[label, i, seed] = digest({**same, **own})[:32]
     return keys
 
 
-def _comparison(plan: Plan, store: Folder, keys: Keys, keep_videos: bool, command: str, weights: str) -> Comparison:
+def _comparison(task: Task, store: Folder, keys: Keys, keep_videos: bool, command: str, weights: str) -> Comparison:
     rows = []
     for (label, i, seed), key in keys.items():
         found = store.row(key)
         if found is None:
             raise RuntimeError(f"row {key} in {store.path} was changed while this ran: run the command again")
         rows.append(Row(
-            label, plan.prompts[i], seed, found["whole"], found["segments"], store.strip(key), found["noise_seed"],
+            label, task.prompts[i], seed, found["whole"], found["segments"], store.strip(key), found["noise_seed"],
             store.video(key) if keep_videos else None,
         ))  # fmt: skip
     metrics = [Measured(name, metric.low, metric.high, metric.better, metric.unit, summary(type(metric)), metric.blind)
-               for name, metric in plan.metrics.items()]  # fmt: skip
-    seeds = list(range(plan.seeds))
-    lines, curves = summarise(rows, plan.labels, plan.prompts, seeds, metrics)
+               for name, metric in task.metrics.items()]  # fmt: skip
+    seeds = list(range(task.seeds))
+    lines, curves = summarise(rows, task.labels, task.prompts, seeds, metrics)
     return Comparison(
-        command, plan.frames, plan.card.fps, plan.edges, list(plan.prompts), seeds, _methods(plan), metrics, lines,
-        curves, rows, _facts(plan, weights),
+        command, task.frames, task.card.fps, task.edges, list(task.prompts), seeds, _methods(task), metrics, lines,
+        curves, rows, _facts(task, weights),
     )  # fmt: skip
 
 
-def _methods(plan: Plan) -> list[Method]:
+def _methods(task: Task) -> list[Method]:
     return [
         Method(label, config.to_toml(), ", ".join(
             [*(brief(getattr(config, key)) for key in REGISTRIES), f"chunk={config.chunk}"]))
-        for label, config in plan.configs.items()
+        for label, config in task.configs.items()
     ]  # fmt: skip
 
 
-def _facts(plan: Plan, weights: str) -> dict[str, str]:
+def _facts(task: Task, weights: str) -> dict[str, str]:
     import numpy
     import torch
 
-    device = torch.device(plan.device)
+    device = torch.device(task.device)
     facts = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "arvid": __version__,
         "python": platform.python_version(), "numpy": numpy.__version__, "torch": torch.__version__,
         "system": platform.platform(), "processor": _processor(), "cores": str(cores()),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else plan.device,
-        "weights": f"{plan.card.name}, SHA-256 {weights}", "size": f"{plan.size[1]}x{plan.size[0]}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else task.device,
+        "weights": f"{task.card.name}, SHA-256 {weights}", "size": f"{task.size[1]}x{task.size[0]}",
         "noise": f"prompt number i from 0 and seed s have the noise seed {noise_seed(0, 1)} s + i, for every method",
-        "metrics with settings": ", ".join(brief(metric) for metric in plan.metrics.values()),
+        "metrics with settings": ", ".join(brief(metric) for metric in task.metrics.values()),
     }  # fmt: skip
-    if left_out := [name for name in METRIC.names() if name not in plan.metrics]:
+    if left_out := [name for name in METRIC.names() if name not in task.metrics]:
         facts["metrics left out"] = ", ".join(left_out)
-    if len(plan.prompts) < LEAST:
-        facts["no intervals"] = f"{len(plan.prompts)} prompts are too few for intervals, which need {LEAST}"
+    if len(task.prompts) < LEAST:
+        facts["no intervals"] = f"{len(task.prompts)} prompts are too few for intervals, which need {LEAST}"
     return facts
 
 

@@ -32,8 +32,8 @@ FORMAT = 1
 
 UNFINISHED = ".arvid-"
 STRIP_FRAMES = 8
-NO_PART = ("cli/", "plots/", "testing/", "lint.py", "presets.py", "simulate.py", *(
-    f"evaluation/{name}.py" for name in ("compare", "figures", "html", "plan", "prompts", "report", "results",
+NO_PART = ("cli/", "plots/", "testing/", "costs.py", "lint.py", "plan.py", "presets.py", "simulate.py", *(
+    f"evaluation/{name}.py" for name in ("compare", "figures", "html", "task", "prompts", "report", "results",
                                          "statistics", "store", "workers")))  # fmt: skip
 """Files that decide neither pixels nor numbers, or whose rules `FORMAT` counts."""
 

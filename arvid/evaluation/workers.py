@@ -1,4 +1,4 @@
-"""Making and measuring the videos of a plan, here or in several processes. What is finished is on disk at once."""
+"""Making and measuring the videos of a task, here or in several processes. What is finished is on disk at once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from arvid.evaluation.metrics import Clip, measure
-from arvid.evaluation.plan import Packed, Plan, Unit, noise_seed, unpack
 from arvid.evaluation.store import Folder
+from arvid.evaluation.task import Packed, Task, Unit, noise_seed, unpack
 from arvid.video import Video
 
 __all__ = ["Failed", "cores", "work"]
@@ -42,7 +42,7 @@ def cores() -> int:
 
 
 def work(
-    plan: Plan, folder: Folder, units: Sequence[Unit], *, jobs: int, keep_videos: bool, prepare: Callable[[], Any],
+    task: Task, folder: Folder, units: Sequence[Unit], *, jobs: int, keep_videos: bool, prepare: Callable[[], Any],
     tell: Callable[[Unit, float, int], None],
 ) -> None:  # fmt: skip
     """Make, measure and write all units: in this process, or with `jobs` above 1 in so many, each with its share of
@@ -53,9 +53,9 @@ def work(
     """
     jobs = min(jobs, len(units))
     if jobs > 1:
-        _in_processes(plan, folder, units, jobs, keep_videos, prepare, tell)
+        _in_processes(task, folder, units, jobs, keep_videos, prepare, tell)
     elif units:
-        maker = Maker(plan, folder, keep_videos)
+        maker = Maker(task, folder, keep_videos)
         for unit in units:
             maker.make(unit, partial(tell, unit))
 
@@ -63,32 +63,32 @@ def work(
 class Maker:
     """Makes units, with weights that are loaded once for all methods."""
 
-    def __init__(self, plan: Plan, folder: Folder, keep_videos: bool) -> None:
+    def __init__(self, task: Task, folder: Folder, keep_videos: bool) -> None:
         from arvid.models.weights import load_parts
 
-        self.plan, self.folder, self.keep_videos = plan, folder, keep_videos
-        self.parts = load_parts(plan.model, plan.device)
+        self.task, self.folder, self.keep_videos = task, folder, keep_videos
+        self.parts = load_parts(task.model, task.device)
 
     def make(self, unit: Unit, tell: Tell) -> None:
         """Generate the unit's videos, measure those that are missing and write them. Raises `Failed`."""
-        plan = self.plan
+        task = self.task
         more = f" and the {unit.stop - unit.first - 1} after it" if unit.stop - unit.first > 1 else ""
-        with _named(unit, f"{plan.prompts[unit.first]!r}{more}"):
+        with _named(unit, f"{task.prompts[unit.first]!r}{more}"):
             videos = self._generate(unit, tell)
         for index, key in unit.missing.items():
-            with _named(unit, repr(plan.prompts[index])):
-                self._finish(plan.prompts[index], noise_seed(index, unit.seed), key, videos[index - unit.first])
+            with _named(unit, repr(task.prompts[index])):
+                self._finish(task.prompts[index], noise_seed(index, unit.seed), key, videos[index - unit.first])
             tell(0.0, 1)
 
     def _generate(self, unit: Unit, tell: Tell) -> list[Video]:
         from arvid.pipeline import Pipeline
 
-        plan, parts = self.plan, self.parts
-        pipe = Pipeline(parts.dit, plan.configs[unit.label], parts.vae, parts.text, parts.card)
-        total, done = plan.edges[-1], 0
-        rows = [np.empty((total, *plan.size, 3), np.uint8) for _ in range(unit.first, unit.stop)]
+        task, parts = self.task, self.parts
+        pipe = Pipeline(parts.dit, task.configs[unit.label], parts.vae, parts.text, parts.card)
+        total, done = task.edges[-1], 0
+        rows = [np.empty((total, *task.size, 3), np.uint8) for _ in range(unit.first, unit.stop)]
         pieces = pipe.stream(
-            list(plan.prompts[unit.first : unit.stop]), frames=plan.frames, height=plan.size[0], width=plan.size[1],
+            list(task.prompts[unit.first : unit.stop]), frames=task.frames, height=task.size[0], width=task.size[1],
             seed=[noise_seed(index, unit.seed) for index in range(unit.first, unit.stop)],
         )  # fmt: skip
         for piece in pieces:
@@ -98,10 +98,10 @@ class Maker:
             done += count
             tell(count / total, 0)
         assert done == total
-        return [Video(row, plan.card.fps) for row in rows]
+        return [Video(row, task.card.fps) for row in rows]
 
     def _finish(self, prompt: str, seed: int, key: str, video: Video) -> None:
-        whole, segments = measure(Clip(video.frames, video.fps, prompt), self.plan.edges, self.plan.metrics)
+        whole, segments = measure(Clip(video.frames, video.fps, prompt), self.task.edges, self.task.metrics)
         found = {"prompt": prompt, "noise_seed": seed, "whole": {name: _plain(x) for name, x in whole.items()},
                  "segments": {name: [*map(_plain, curve)] for name, curve in segments.items()}}  # fmt: skip
         self.folder.finish(key, video, found, self.keep_videos)
@@ -132,7 +132,7 @@ def _reason(error: Exception) -> str:
 
 
 def _in_processes(
-    plan: Plan, folder: Folder, units: Sequence[Unit], jobs: int, keep_videos: bool, prepare: Callable[[], Any],
+    task: Task, folder: Folder, units: Sequence[Unit], jobs: int, keep_videos: bool, prepare: Callable[[], Any],
     tell: Callable[[Unit, float, int], None],
 ) -> None:  # fmt: skip
     threads = max(1, cores() // jobs)
@@ -141,7 +141,7 @@ def _in_processes(
         for _ in range(jobs):
             ours, theirs = multiprocessing.get_context("spawn").Pipe()
             process = multiprocessing.get_context("spawn").Process(
-                target=_worker, args=(theirs, prepare, plan.packed(), folder, keep_videos, threads), daemon=True
+                target=_worker, args=(theirs, prepare, task.packed(), folder, keep_videos, threads), daemon=True
             )
             with _inherited(threads):
                 process.start()

@@ -14,13 +14,13 @@ from arvid.geometry import check_size, latent_frames, pixel_frames
 from arvid.models.specs import Card
 from arvid.models.weights import BUNDLED, load_card
 
-__all__ = ["MOST_PROMPTS", "Packed", "Plan", "Unit", "make_plan", "noise_seed", "segment_edges", "units", "unpack"]
+__all__ = ["MOST_PROMPTS", "Packed", "Task", "Unit", "make_task", "noise_seed", "segment_edges", "units", "unpack"]
 
 MOST_PROMPTS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Task:
     """Videos of every method, prompt and seed. `configs` are resolved, by label, the first the baseline; `frames` are
     latent frames, `size` (height, width) in pixels."""
 
@@ -56,14 +56,14 @@ class Plan:
         return replace(self, configs={}, metrics={}), configs, {n: METRIC.spec(m) for n, m in self.metrics.items()}
 
 
-Packed = tuple[Plan, dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
+Packed = tuple[Task, dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
 
 
-def unpack(packed: Packed) -> Plan:
-    """The plan that was packed, once its strategies are registered here."""
-    plan, configs, metrics = packed
+def unpack(packed: Packed) -> Task:
+    """The task that was packed, once its strategies are registered here."""
+    task, configs, metrics = packed
     return replace(
-        plan, configs={label: PipelineConfig.from_dict(config) for label, config in configs.items()},
+        task, configs={label: PipelineConfig.from_dict(config) for label, config in configs.items()},
         metrics={name: METRIC.build(spec) for name, spec in metrics.items()},
     )  # fmt: skip
 
@@ -96,11 +96,11 @@ def segment_edges(frames: int, horizon: int, time_stride: int) -> list[int]:
     return [0, *(pixel_frames(at, time_stride) for at in (*starts[1:], frames))]
 
 
-def make_plan(
+def make_task(
     configs: Mapping[str, PipelineConfig | str], prompts: Sequence[str], *, seconds: float | None = None,
     frames: int | None = None, seeds: int = 1, size: tuple[int, int] | None = None,
     metrics: Sequence[str] | None = None, model: str | Path | None = None, device: str = "cpu",
-) -> Plan:  # fmt: skip
+) -> Task:  # fmt: skip
     """Check all of a comparison without reading weights.
 
     A string in the place of a configuration is why it cannot be had. Length is `seconds`, rounded to whole chunks of
@@ -128,17 +128,17 @@ def make_plan(
     check_size(*size, card.vae.space_stride, card.dit.patch)
     resolved = _resolved(configs, card, frames, size)
     chosen = default_metrics(prompts) if metrics is None else _chosen(metrics, prompts)
-    return Plan(resolved, tuple(prompts), seeds, frames, size, chosen, card, folder, device)
+    return Task(resolved, tuple(prompts), seeds, frames, size, chosen, card, folder, device)
 
 
-def units(plan: Plan, keys: Mapping[tuple[str, int, int], str], batch: int, jobs: int) -> Iterator[Unit]:
+def units(task: Task, keys: Mapping[tuple[str, int, int], str], batch: int, jobs: int) -> Iterator[Unit]:
     """The units with missing rows, at most `batch` prompts each; `keys` of the missing by (label, prompt, seed). All
     methods of a few prompts come before the next prompts, so that what is done can be compared."""
-    rows = _rows_at_once(len(plan.prompts), len(plan.configs) * plan.seeds, batch, jobs)
-    for first in range(0, len(plan.prompts), rows):
-        stop = min(first + rows, len(plan.prompts))
-        for seed in range(plan.seeds):
-            for label in plan.configs:
+    rows = _rows_at_once(len(task.prompts), len(task.configs) * task.seeds, batch, jobs)
+    for first in range(0, len(task.prompts), rows):
+        stop = min(first + rows, len(task.prompts))
+        for seed in range(task.seeds):
+            for label in task.configs:
                 missing = {i: keys[label, i, seed] for i in range(first, stop) if (label, i, seed) in keys}
                 if missing:
                     yield Unit(label, seed, first, stop, missing)

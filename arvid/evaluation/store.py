@@ -33,8 +33,8 @@ FORMAT = 1
 UNFINISHED = ".arvid-"
 STRIP_FRAMES = 8
 NO_PART = ("cli/", "plots/", "testing/", "costs.py", "lint.py", "plan.py", "presets.py", "simulate.py", *(
-    f"evaluation/{name}.py" for name in ("compare", "figures", "html", "task", "prompts", "report", "results",
-                                         "statistics", "store", "workers")))  # fmt: skip
+    f"evaluation/{name}.py" for name in ("compare", "figures", "html", "prompts", "results", "statistics", "store",
+                                         "task", "workers")))  # fmt: skip
 """Files that decide neither pixels nor numbers, or whose rules `FORMAT` counts."""
 
 

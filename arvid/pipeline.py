@@ -18,18 +18,19 @@ from arvid.config import PipelineConfig
 from arvid.geometry import check_size, chunk_layout, latent_frames, pixel_frames
 from arvid.models.denoiser import CachedDenoiser
 from arvid.models.dit import CausalDiT
+from arvid.models.embeddings import FreedEncoder
+from arvid.models.loading import Text, find, load
 from arvid.models.specs import Card
-from arvid.models.text import TextEncoder
 from arvid.models.vae import WanVAE
 from arvid.models.vae_stream import DecodeStream
-from arvid.models.weights import BUNDLED, load_card, load_parts
+from arvid.models.weights import BUNDLED
 from arvid.noise import Kind, NoisePrior, seeds
-from arvid.presets import preset, warn_if_foreign
+from arvid.presets import STUDENTS, check_built, preset, warn_if_foreign, with_own
 from arvid.prompts import Prompts, Schedule, parse
 from arvid.samplers import Emit
 from arvid.video import Video
 
-__all__ = ["KeyedNoise", "Pipeline", "Progress"]
+__all__ = ["KeyedNoise", "Pipeline", "Progress", "usable"]
 
 MOST_FRAMES = 1_000_000
 """Latent frames of the longest video: days of it. The layout of its chunks is made beforehand."""
@@ -86,36 +87,50 @@ class Pipeline:
     prompt."""
 
     def __init__(
-        self, dit: CausalDiT, config: PipelineConfig, vae: WanVAE | None, text: TextEncoder | None, card: Card | None
+        self, dit: CausalDiT, config: PipelineConfig, vae: WanVAE | None, text: Text | None, card: Card | None
     ) -> None:
         self.dit, self.vae, self.text, self.card = dit, vae, text, card
         self.config = config.resolve(card)
+        self.tolerated: tuple[str, ...] = ()
+        """What `load` let pass because it was called with `strict=False`."""
 
     @classmethod
     def load(
         cls, config: str | PipelineConfig | None = None, *, model: str | Path | None = None,
-        device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+        checkpoint: str | Path | None = None, card: str | Card | None = None, lora: str | Path | None = None,
+        text: str | Path = "keep", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+        strict: bool = True,
     ) -> Pipeline:  # fmt: skip
         """Weights of the folder `model` (None: the bundled model), run by `config`: a preset's name, a configuration,
         or None for the weights' own settings.
 
-        Warns when a student preset runs on other weights than its own. Raises `ValueError` for a device that cannot be
-        used and for a configuration that does not fit, `TypeError` for a `dtype` that is not floating point, before
-        weights are read, and as `load_parts`.
+        `model` is a folder of arvid's, of Wan's official files or of Diffusers', or a hub id "org/name" where no such
+        path is. A student's `checkpoint` takes the place of its DiT, with the `lora` that belongs to it added. `card`
+        is a name (`arvid list cards`), a .json file or a Card; None is the student preset's, else what the checkpoint's
+        name or header says, else the folder's. `text` is "keep", "free" (the text encoder is in memory only while it
+        encodes, and read again for a new prompt), or the path of embeddings made by `arvid encode`.
+        DiT and VAE are on `device` in `dtype`; a published text encoder stays in bfloat16 on the CPU.
+
+        Warns when a student preset runs on other weights than its own, when the weights are of no student, and of what
+        `strict=False` lets pass (`tolerated`). Raises `ValueError` for a device that cannot be used, for a
+        configuration that does not fit and for a sampler that is not built, `TypeError` for a `dtype` that is not
+        floating point, before weights are read; `FileNotFoundError` and `ValueError` as `arvid.models.loading.load`.
         """
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype={dtype!r}: give a floating point type, such as torch.float32 or torch.bfloat16")
-        folder = BUNDLED if model is None else model
-        device = _usable(device)
-        card = load_card(folder)
-        resolved = _chosen(config, card).resolve(card)
-        parts = load_parts(folder, device, dtype)
-        return cls(parts.dit, resolved, parts.vae, parts.text, card)
+        device = usable(device)
+        student = config if isinstance(config, str) and config in STUDENTS else None
+        found = find(BUNDLED if model is None else model, checkpoint, card, lora, student)
+        resolved = _chosen(config, found.card).resolve(found.card)
+        loaded = load(found, text, device, dtype, strict)
+        pipe = cls(loaded.dit, resolved, loaded.vae, loaded.text, found.card)
+        pipe.tolerated = loaded.tolerated
+        return pipe
 
     @classmethod
     def from_parts(
         cls, dit: CausalDiT, config: str | PipelineConfig | None = None, vae: WanVAE | None = None,
-        text: TextEncoder | None = None, card: Card | None = None,
+        text: Text | None = None, card: Card | None = None,
     ) -> Pipeline:  # fmt: skip
         """A pipeline of given networks. Without a card a None in the configuration means rope, absolute times and iid
         noise, and any other None raises `ValueError` naming it. Warns as `load`."""
@@ -190,6 +205,8 @@ class Pipeline:
         total = self._length(seconds, frames)
         sides = self._sides(height, width)
         size = check_size(*sides, space_stride=self.vae.spec.space_stride, patch=self.dit.spec.patch)
+        if isinstance(self.text, FreedEncoder):
+            self.text.remember([*prompts.first, *(prompt for _, prompt in prompts.later)])
         later, event = self._later(prompts, total), self._event(on_change)
         emits = self._rollout(self.text.encode(prompts.first), total, size, rows, later, event)
         return self._pieces(self.vae, self.card.fps, emits, pixel_frames(total, self.vae.spec.time_stride), progress)
@@ -319,7 +336,7 @@ class Pipeline:
         return frames
 
 
-def _usable(device: str | torch.device) -> torch.device:
+def usable(device: str | torch.device) -> torch.device:
     """The device, once a tensor was there and back. Raises `ValueError` with the reason where it cannot be used."""
     try:
         torch.zeros(1, device=device).cpu()
@@ -334,10 +351,14 @@ def _chosen(config: str | PipelineConfig | None, card: Card | None) -> PipelineC
         chosen = preset(config)
         if card:
             warn_if_foreign(config, card)
-        return chosen
-    if config is not None and not isinstance(config, PipelineConfig):
+    elif config is not None and not isinstance(config, PipelineConfig):
         raise TypeError(f"config={config!r}: give a preset's name or a PipelineConfig (PipelineConfig.from_dict)")
-    return config or PipelineConfig()
+    else:
+        chosen = config or PipelineConfig()
+    if card:
+        check_built(chosen, card)
+        chosen = with_own(chosen, card)
+    return chosen
 
 
 def _whole(**numbers: int) -> None:

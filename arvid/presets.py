@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from arvid.config import PipelineConfig, read
-from arvid.models.specs import SETTINGS, Card, card
+from arvid.models.specs import CARDS, SETTINGS, Card, card
+from arvid.samplers import SAMPLER
 
-__all__ = ["METHODS", "STUDENTS", "Method", "describe", "named", "preset", "warn_if_foreign"]
+__all__ = ["METHODS", "STUDENTS", "Method", "check_built", "describe", "named", "preset", "warn_if_foreign", "with_own"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class Method:
     description: str
 
 
-STUDENTS = ("self_forcing",)
+STUDENTS = ("causal_forcing", "causal_forcing_framewise", "causvid", "longlive", "self_forcing")
+"""Cards that are presets: students with weights of their own, whose sampler is there."""
+
 METHODS = {
     "flex": Method(
         {"rotary": "flex", "time": "absolute", "noise": "ans", "cache": {"name": "sink", "window": 9, "sink": 3}},
@@ -52,11 +55,40 @@ METHODS = {
     ),
 }  # fmt: skip
 
+_OWN: dict[str, Mapping[str, Any]] = {
+    "infinity_rope": METHODS["infinity_rope"].changes,
+    "longlive": {"cache": {"name": "sink", "on_change": "recommit"}},
+    "rolling_forcing": {"cache": {"name": "sink", "sink_on_commit": False}, "time": "sink_adjacent"},
+}
+"""What cards mean where a configuration has None, besides their numbers."""
+
+
+def with_own(config: PipelineConfig, weights: Card) -> PipelineConfig:
+    """`config` with the strategies the card's model has of its own, where it has None."""
+    own = _OWN.get(weights.name, {})
+    return config.replace(**{key: value for key, value in own.items() if getattr(config, key) is None})
+
+
+def check_built(config: PipelineConfig, weights: Card) -> None:
+    """Raise `ValueError` where the weights' own sampler is wanted and is not built, or not to the end."""
+    if config.sampler is not None:
+        return
+    lacks = None
+    if weights.sampler not in SAMPLER.names():
+        lacks = f"the sampler {weights.sampler!r}"
+    elif weights.first_steps is not None and not hasattr(SAMPLER.get(weights.sampler), "first_steps"):
+        lacks = f"{weights.sampler!r} with other steps in the first chunk, {weights.first_steps}"
+    if lacks:
+        raise ValueError(f"the weights of {weights.name!r} are made for {lacks}, which is not built yet (built: "
+                         f"{', '.join(SAMPLER.names())}); give a sampler to run them otherwise")
+
 
 def preset(name: str) -> PipelineConfig:
     """A configuration by name. Raises `ValueError` with the closest names, `TypeError` for what is no string."""
     _check(name)
-    return PipelineConfig().resolve(card(name)) if name in STUDENTS else PipelineConfig.from_dict(METHODS[name].changes)
+    if name in METHODS:
+        return PipelineConfig.from_dict(METHODS[name].changes)
+    return with_own(PipelineConfig(), card(name)).resolve(card(name))
 
 
 def named(config: str) -> tuple[PipelineConfig, str | None]:
@@ -81,6 +113,8 @@ def _check(name: str) -> None:
         raise TypeError(f"a preset is given by its name, got {name!r}")
     names = sorted((*STUDENTS, *METHODS))
     if name not in names:
+        if name in CARDS:
+            check_built(PipelineConfig(), card(name))
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"no preset is called {name!r}{hint} (presets: {', '.join(names)})")

@@ -126,3 +126,13 @@ def test_draws_follow_the_recursion(rho: float, scope) -> None:
 def test_bad_values_raise_with_what_is_allowed(bad: dict) -> None:
     with pytest.raises(ValueError, match=r"lies in \[-1, 1\]|allowed: 'chunk', 'stream'"):
         ANS(**bad)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("away", [1e-3, 1e-6, 1e-9, 1e-12])
+def test_the_spectrum_keeps_its_digits_near_one(sign: int, away: float) -> None:
+    rho = sign * (1 - away)
+    away = 1 - abs(rho)  # as rounded
+    peak, trough = (0.0, math.pi) if sign > 0 else (math.pi, 0.0)
+    assert ANS(rho).spectrum(peak) == pytest.approx((2 - away) / away, rel=1e-7)  # math.pi is not pi
+    assert ANS(rho).spectrum(trough) == pytest.approx(away / (2 - away), rel=1e-7)

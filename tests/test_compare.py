@@ -221,7 +221,8 @@ def test_another_prompt_or_other_weights_or_code_is_another_video(run: Any, weig
     assert len(rows()) == 3
     shutil.copytree(weights, "other")
     content = (weights / "card.json").read_text()
-    Path("other/card.json").write_text(content + "\n")
+    assert '"shift": 3.0' in content
+    Path("other/card.json").write_text(content.replace('"shift": 3.0', '"shift": 2.0'))
     run(*arguments, "--model", "other")
     assert len(rows()) == 3  # the command's own --model comes last
     from arvid.cli import main

@@ -21,6 +21,7 @@ from arvid.evaluation.prompts import read_prompts
 from arvid.evaluation.results import Comparison, Curve, Interval, Line, Measured, Method, Row, from_json, to_json
 from arvid.evaluation.task import make_task, noise_seed, segment_edges, units, unpack
 from arvid.geometry import pixel_frames
+from arvid.models.loading import find
 from arvid.training.clips import held_out_captions
 
 VBENCH = [{"prompt_en": RED, "dimension": ["color"]}, {"prompt_en": BLUE, "dimension": ["scene"], "auxiliary_info": {}}]
@@ -90,7 +91,7 @@ def test_noise_seeds_differ() -> None:
 def task(weights: Path, prompts: int = 3, **given: Any) -> Any:
     configs = {"own": PipelineConfig(), "full": PipelineConfig(cache="full")}
     names = [f"prompt {i}" for i in range(prompts)]
-    return make_task(configs, names, **{"frames": 4, "metrics": ["flicker"], "model": weights, **given})
+    return make_task(configs, names, **{"frames": 4, "metrics": ["flicker"], "weights": find(weights), **given})
 
 
 @settings(max_examples=40, deadline=None)

@@ -45,6 +45,7 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     configs.add(p, several=True)
+    configs.add_weights(p)
     p.add_argument(
         "--prompts", metavar="FILE", default="held_out", help="a text file, one prompt a line (MovieGen's bench), "
         ".json (VBench's), .jsonl or .csv with prompt_en or prompt; or held_out, the bundled model's held-out "
@@ -77,36 +78,45 @@ def run(arguments: argparse.Namespace) -> int:
 
     Folder(Path(arguments.output)).check()
     prompts = read_prompts(arguments.prompts, arguments.limit)
-    card = configs.card_of(arguments)
+    weights = configs.found(arguments, _student(arguments))
     configs.use(arguments.use)
-    chosen, presets = _methods(arguments, card.name)
+    chosen, presets = _methods(arguments, weights.card.name)
     from arvid.evaluation.compare import compare, table
     from arvid.evaluation.prompts import check_prompts
     from arvid.evaluation.statistics import LEAST
     from arvid.evaluation.task import make_task
     from arvid.presets import warn_if_foreign
 
-    check_prompts(prompts, arguments.model, card)
-    width, height = arguments.size or (None, None)
+    check_prompts(prompts, weights, arguments.text)
     task = make_task(
         chosen, [prompt.text for prompt in prompts], frames=arguments.frames, seeds=arguments.seeds,
-        seconds=arguments.seconds if arguments.frames is None else None, model=arguments.model,
-        size=(height, width) if height and width else None, device=arguments.device,
+        seconds=arguments.seconds if arguments.frames is None else None, weights=weights,
+        size=arguments.size and arguments.size[::-1], text=arguments.text, device=arguments.device,
+        dtype=arguments.dtype,
         metrics=None if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",")],
     )  # fmt: skip
     for name in presets:
-        warn_if_foreign(name, card)
+        warn_if_foreign(name, weights.card)
     if len(prompts) < LEAST:
-        warnings.warn(f"{len(prompts)} prompts: means only; 95 % intervals need at least {LEAST}", stacklevel=1)
+        warnings.warn(f"means only: 95 % intervals need at least {LEAST} prompts, not {len(prompts)}", stacklevel=1)
     with _progress_line(arguments.quiet or not sys.stderr.isatty()) as show:
         comparison = compare(
             task, arguments.output, jobs=arguments.jobs, batch=arguments.batch, keep_videos=arguments.videos,
             command=_command(arguments), prepare=partial(configs.use, arguments.use), progress=show,
         )  # fmt: skip
     print(table(comparison))
-    print("\n* the interval of the difference excludes 0")
+    if len(chosen) > 1:
+        print("\n* the interval of the difference excludes 0")
     print(Path(arguments.output) / "report.html")
     return 0
+
+
+def _student(arguments: argparse.Namespace) -> str | None:
+    """The first student preset among the methods, whose card the weights then have."""
+    from arvid.presets import STUDENTS
+
+    names = [_labelled(text, "")[1] for text in arguments.config]
+    return next((name for name in names if name in STUDENTS), None)
 
 
 def _methods(arguments: argparse.Namespace, own: str) -> tuple[dict[str, PipelineConfig | str], list[str]]:
@@ -141,7 +151,8 @@ def _command(arguments: argparse.Namespace) -> str:
     """The command, with every option that changes what comes out."""
     given = vars(arguments)
     length = "frames" if given["frames"] else "seconds"
-    names = ["prompts", "limit", length, "seeds", "metrics", "jobs", "batch", "device", "model"]
+    names = ["prompts", "limit", length, "seeds", "metrics", "jobs", "batch", "device", "dtype", "text", "model",
+             "checkpoint", "lora", "card"]  # fmt: skip
     parts = ["arvid", "compare", *given["config"]]
     parts += [part for name in names if given[name] is not None for part in (f"--{name}", f"{given[name]}")]
     parts += [] if given["size"] is None else ["--size", "{}x{}".format(*given["size"])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import tomllib
 import traceback
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from arvid.config import PipelineConfig
+    from arvid.models.loading import Found
     from arvid.models.specs import Card
 
-__all__ = ["add", "add_use", "card_of", "chosen", "each", "use"]
+__all__ = ["add", "add_use", "add_weights", "card_of", "chosen", "each", "found", "use"]
 
 
 def add(parser: argparse.ArgumentParser, option: str | None = None, several: bool = False) -> None:
@@ -34,7 +36,27 @@ def add(parser: argparse.ArgumentParser, option: str | None = None, several: boo
         "it; VALUE is TOML or a bare word; repeatable",
     )  # fmt: skip
     add_use(parser)
-    parser.add_argument("--model", metavar="FOLDER", help="weights (default: the bundled model)")
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="weights: arvid's, Wan's official or Diffusers' folder, or org/name on the "
+        "hub; where no weights are read, a card's name will do (default: the bundled model)",
+    )  # fmt: skip
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a command that runs weights, besides `--model`; `found` reads them."""
+    parser.add_argument("--checkpoint", metavar="FILE", help="a student's weights, in place of the DiT of --model")
+    parser.add_argument("--lora", metavar="FILE", help="the LoRA that belongs to the checkpoint")
+    parser.add_argument(
+        "--card", metavar="NAME", help="the model these weights are (arvid list cards), or a card's .json file "
+        "(default: that of a student's CONFIG, or what the checkpoint's name says)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--text", metavar="FILE", default="keep", help="embeddings of arvid encode, so that no text encoder is read; "
+        "'free': read it, encode, and free its memory; 'keep': keep it (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of DiT and VAE (default: %(default)s)"
+    )
 
 
 def add_use(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +81,7 @@ def chosen(arguments: argparse.Namespace) -> tuple[PipelineConfig, str | None]:
     """
     use(arguments.use)
     from arvid.config import REGISTRIES, PipelineConfig
-    from arvid.presets import named
+    from arvid.presets import check_built, named, with_own
 
     config, name = named(arguments.config) if arguments.config is not None else (PipelineConfig(), None)
     changes = _tree(arguments.set)
@@ -67,16 +89,42 @@ def chosen(arguments: argparse.Namespace) -> tuple[PipelineConfig, str | None]:
         if key in REGISTRIES and isinstance(change, dict) and "name" not in change:
             current = getattr(config, key)
             if current is None:
-                current = getattr(config.choose(card_of(arguments)), key)
+                card, other = card_of(arguments, name), changes.get("sampler")
+                basis = config.replace(sampler=other) if isinstance(other, str) or "name" in (other or {}) else config
+                check_built(basis, card)
+                current = getattr(with_own(basis, card).choose(card), key)
             changes[key] = REGISTRIES[key].change(current, change)
     return config.replace(**changes), name
 
 
-def card_of(arguments: argparse.Namespace) -> Card:
-    """The card of the weights asked for; raises as `load_card`."""
-    from arvid.models.weights import BUNDLED, load_card
+def card_of(arguments: argparse.Namespace, student: str | None = None) -> Card:
+    """The card that `--model` names, or that of the weights asked for, `student` being the preset in use; raises as
+    `found`."""
+    from arvid.models.specs import CARDS
 
-    return load_card(BUNDLED if arguments.model is None else arguments.model)
+    return CARDS[arguments.model] if arguments.model in CARDS else found(arguments, student).card
+
+
+def found(arguments: argparse.Namespace, student: str | None = None) -> Found:
+    """The weights asked for, not read yet; raises as `arvid.models.loading.find`, and for files that are missing."""
+    from arvid.models.loading import find
+    from arvid.models.specs import CARDS
+    from arvid.models.weights import BUNDLED, load_card
+    from arvid.presets import STUDENTS
+
+    given = {key: getattr(arguments, key, None) for key in ("checkpoint", "card", "lora")}
+    try:
+        what = find(BUNDLED if arguments.model is None else arguments.model, **given,
+                    student=student if student in STUDENTS else None)  # fmt: skip
+    except FileNotFoundError as error:
+        if close := difflib.get_close_matches(str(arguments.model), CARDS, n=1, cutoff=0.6):
+            here = "" if close[0] == arguments.model else f"; did you mean the card {close[0]!r}?"
+            raise FileNotFoundError(f"{error}; a card is no weights, and its name enough for plan, lint and plot{here}"
+                                    ) from error  # fmt: skip
+        raise
+    if what.folder.kind == "arvid":
+        load_card(what.folder.path)
+    return what
 
 
 def use(files: Iterable[str]) -> None:

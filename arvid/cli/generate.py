@@ -52,6 +52,7 @@ def add(commands: Any) -> None:
         "repeatable",
     )  # fmt: skip
     configs.add(p, "--preset")
+    configs.add_weights(p)
     length = p.add_mutually_exclusive_group()
     length.add_argument(
         "--seconds", type=seconds, help="length, rounded to whole chunks (default: that of the training clips)"
@@ -74,12 +75,17 @@ def run(arguments: argparse.Namespace) -> int:
     check_output(arguments.output)
     later = [(_moment(when), prompt) for when, prompt in arguments.then]
     config, name = configs.chosen(arguments)
-    from arvid.pipeline import Pipeline  # torch is slow to import: bad paths are refused without it
+    from arvid.models.loading import DTYPES  # torch is slow to import: bad paths are refused without it
+    from arvid.pipeline import Pipeline
     from arvid.presets import warn_if_foreign
 
+    weights = configs.found(arguments, name)
     if name is not None:
-        warn_if_foreign(name, configs.card_of(arguments))
-    pipe = Pipeline.load(config, model=arguments.model, device=arguments.device)
+        warn_if_foreign(name, weights.card)
+    pipe = Pipeline.load(
+        config, model=weights.folder.path, checkpoint=weights.checkpoint, card=weights.card, lora=weights.lora,
+        text=arguments.text, device=arguments.device, dtype=DTYPES[arguments.dtype],
+    )  # fmt: skip
     width, height = arguments.size or (None, None)
     prompt = [(0, arguments.prompt), *later] if later else arguments.prompt
     with _progress_line(arguments.quiet or not sys.stderr.isatty()) as show:

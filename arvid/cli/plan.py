@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import configs
 from .plot import add_length
 from .values import size, whole
-
-if TYPE_CHECKING:
-    from arvid.config import PipelineConfig
-    from arvid.models.specs import Card
 
 __all__ = ["add", "run"]
 
@@ -44,7 +38,8 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan."""
-    config, name, card = _chosen(arguments)
+    config, name = configs.chosen(arguments)
+    card = configs.card_of(arguments, name)
     import json
 
     from arvid.plan import TFLOPS, plan
@@ -60,27 +55,3 @@ def run(arguments: argparse.Namespace) -> int:
         warn_if_foreign(name, card)
     print(shown)
     return 0
-
-
-def _chosen(arguments: argparse.Namespace) -> tuple[PipelineConfig, str | None, Card]:
-    """The configuration, the preset it is or starts from, and the card that `--model` names or whose folder it is."""
-    from arvid.models.specs import CARDS
-
-    model = arguments.model
-    if model not in CARDS:
-        if model is not None and not Path(model).is_dir():
-            close = difflib.get_close_matches(model, CARDS, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"--model {model}: no card and no folder has this name{hint} (cards: "
-                             f"{', '.join(sorted(CARDS))})")
-        return *configs.chosen(arguments), configs.card_of(arguments)
-    from arvid.config import REGISTRIES, PipelineConfig
-    from arvid.presets import named
-
-    # `configs.chosen` knows cards by their folder only: what None means by this one is said first.
-    configs.use(arguments.use)
-    config = PipelineConfig() if arguments.config is None else named(arguments.config)[0]
-    given = config.choose(CARDS[model])
-    own = [f"{key}={REGISTRIES[key].spec(getattr(given, key))['name']}"
-           for key in REGISTRIES if getattr(config, key) is None]  # fmt: skip
-    return *configs.chosen(argparse.Namespace(**{**vars(arguments), "set": [*own, *arguments.set]})), CARDS[model]

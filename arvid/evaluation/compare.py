@@ -68,7 +68,7 @@ def compare(
     store = Folder(Path(folder))
     store.check()
     with store.locked():
-        weights = weights_hash(task.model, store)
+        weights = weights_hash(task.weights, task.text, store)
         keys = _keys(task, weights)
         missing = {at: key for at, key in keys.items()
                    if store.row(key) is None or (keep_videos and not store.has_video(key))}  # fmt: skip
@@ -85,11 +85,11 @@ def table(comparison: Comparison) -> str:
     wide = max(len(line.metric) for line in comparison.lines)
     long = max(len(line.method) for line in comparison.lines)
     first = comparison.methods[0].label
-    away = f"{f'minus {first}'[:25]:>27}"
+    away = f"{f'minus {first}'[:25]:>27}" if len(comparison.methods) > 1 else ""
     lines, last = [f"{'':{wide}}  {'':{long}}  {'whole':>8}{away}    {'drift':>8}{away}"], None
     for line in comparison.lines:
         name = "" if line.metric == last else line.metric
-        whole, drift = (f"{_number(mean.mean):>8}{_difference(away):>27}" for mean, away in (
+        whole, drift = (f"{_number(mean.mean):>8}{_difference(by):>{len(away)}}" for mean, by in (
             (line.whole, line.whole_difference), (line.drift, line.drift_difference)))  # fmt: skip
         lines.append(f"{name:{wide}}  {line.method:{long}}  {whole}    {drift}".rstrip())
         last = line.metric
@@ -117,6 +117,7 @@ def _keys(task: Task, weights: str) -> Keys:
     same = {
         "format": FORMAT, "code": code_hash(task.strategies), "weights": weights, "frames": task.frames,
         "size": task.size, "edges": task.edges, "metrics": metrics, "device": task.device.partition(":")[0],
+        "dtype": task.dtype,
     }  # fmt: skip
     keys: Keys = {}
     for label, config in task.configs.items():

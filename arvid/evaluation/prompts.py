@@ -8,9 +8,10 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from arvid.models.specs import Card
+if TYPE_CHECKING:
+    from arvid.models.loading import Found
 
 __all__ = ["HELD_OUT", "Prompt", "check_prompts", "read_prompts"]
 
@@ -42,30 +43,35 @@ def read_prompts(source: str, limit: int | None = None) -> list[Prompt]:
     for prompt in found:
         first.setdefault(prompt.text, prompt)
     if not first:
-        raise ValueError(f"{source} has no prompts: write one a line; blank lines and those that start with # are "
-                         "left out")  # fmt: skip
+        raise ValueError(f"{source} has no prompts: give at least one; in plain text, blank lines and lines that start "
+                         "with # are none")  # fmt: skip
     if again := len(found) - len(first):
-        warnings.warn(f"{source}: {again} repeated prompts are left out; more seeds give a prompt more videos",
+        warnings.warn(f"{source}: prompts that are there already are left out, {again} in all; for more videos of a "
+                      "prompt, ask for more seeds",
                       stacklevel=2)  # fmt: skip
     return list(first.values())[:limit]
 
 
-def check_prompts(prompts: Iterable[Prompt], model: str | Path | None, card: Card) -> None:
-    """Raise `ValueError` for prompts that the weights' text encoder refuses, naming where each is and why. Reads the
-    tokenizer, and no weights."""
+def check_prompts(prompts: Iterable[Prompt], weights: Found, text: str = "keep") -> None:
+    """Raise `ValueError` for prompts that the weights' text encoder refuses, or that the embeddings of the file `text`
+    lack, naming where each is and why. Reads the tokenizer or the embeddings, and no weights."""
     import torch
 
+    from arvid.models.embeddings import Embeddings
     from arvid.models.text import TextEncoder, build_umt5, load_tokenizer
-    from arvid.models.weights import BUNDLED
 
-    folder = BUNDLED if model is None else Path(model)
-    with torch.device("meta"):
-        network = build_umt5(card.text)
-    encoder = TextEncoder(network, load_tokenizer(folder / "tokenizer.model"), card.dit.text_length, card.grammar)
+    card = weights.card
+    if text in ("keep", "free"):
+        with torch.device("meta"):
+            network = build_umt5(card.text)
+        tokenizer = load_tokenizer(weights.folder.tokenizer)
+        check = TextEncoder(network, tokenizer, card.dit.text_length, card.grammar).tokenize
+    else:
+        check = Embeddings.read(text).encode
     refused = []
     for prompt in prompts:
         try:
-            encoder.tokenize([prompt.text])
+            check([prompt.text])
         except ValueError as error:
             refused.append(f"{prompt.where}: {error}")
     if refused:
@@ -93,17 +99,17 @@ def _of_file(path: Path) -> list[Prompt]:
     return [Prompt(prompt, where) for where, prompt in read(text, path)]
 
 
-Found = Iterator[tuple[str, str]]
+Entries = Iterator[tuple[str, str]]
 """(where, prompt)"""
 
 
-def _lines(text: str, path: Path) -> Found:
+def _lines(text: str, path: Path) -> Entries:
     for number, line in enumerate(text.splitlines(), start=1):
         if (prompt := line.strip()) and not prompt.startswith("#"):
             yield f"{path}, line {number}", prompt
 
 
-def _json(text: str, path: Path) -> Found:
+def _json(text: str, path: Path) -> Entries:
     entries = _parsed(text, str(path))
     if not isinstance(entries, list):
         raise ValueError(f"{path} is no list: give a list of prompts, or of objects with one of {', '.join(KEYS)}")
@@ -112,7 +118,7 @@ def _json(text: str, path: Path) -> Found:
         yield where, _prompt(entry, where)
 
 
-def _jsonl(text: str, path: Path) -> Found:
+def _jsonl(text: str, path: Path) -> Entries:
     # Not splitlines(): JSON strings may hold other characters that it takes for ends of lines.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -120,7 +126,7 @@ def _jsonl(text: str, path: Path) -> Found:
             yield where, _prompt(_parsed(line, where), where)
 
 
-def _csv(text: str, path: Path) -> Found:
+def _csv(text: str, path: Path) -> Entries:
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         if not set(KEYS) & set(rows.fieldnames or ()):
@@ -136,7 +142,7 @@ def _csv(text: str, path: Path) -> Found:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where} is no JSON: {error}") from error
 
 

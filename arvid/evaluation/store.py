@@ -22,7 +22,8 @@ from uuid import uuid4
 import numpy as np
 
 import arvid
-from arvid.models.weights import FILES
+from arvid.models.embeddings import Embeddings
+from arvid.models.loading import Found
 from arvid.video import Video
 
 __all__ = ["FORMAT", "Folder", "code_hash", "digest", "weights_hash"]
@@ -135,25 +136,37 @@ def digest(plain: Any) -> str:
     return hashlib.sha256(_json(plain)).hexdigest()
 
 
-def weights_hash(model: Path, folder: Folder) -> str:
-    """SHA-256 of a folder of weights. `folder` remembers that of each file, until its size or time of change is
-    another."""
+def weights_hash(weights: Found, text: str, folder: Folder) -> str:
+    """SHA-256 of all files that networks and tokenizer are read from, and of the encoder of embeddings in the file
+    `text`. `folder` remembers that of each file, until its size or time of change is another."""
     try:
         known = json.loads((folder.path / "weights.json").read_bytes())
         assert isinstance(known, dict)
     except (OSError, ValueError, AssertionError):
         known = {}
-    hashes = {}
-    for name in FILES:
-        path = (model / name).resolve()
-        state = [path.stat().st_size, path.stat().st_mtime_ns]
-        *before, sha = known.get(str(path), [None, None, None])
-        if before != state:
-            sha = _sha256(path)
-            known[str(path)] = [*state, sha]
-        hashes[name] = sha
+    own, hashes = weights.folder, {}
+    parts = {"dit": weights.checkpoint or own.dit, "vae": own.vae, "text": own.text, "tokenizer": own.tokenizer,
+             "lora": weights.lora}  # fmt: skip
+    for part, place in parts.items():
+        for path in _files(place):
+            state = [path.stat().st_size, path.stat().st_mtime_ns]
+            *before, sha = known.get(str(path), [None, None, None])
+            if before != state:
+                sha = _sha256(path)
+                known[str(path)] = [*state, sha]
+            hashes[f"{part}/{path.name}"] = sha
     folder.write("weights.json", _json(known, indent=1))
-    return digest(hashes)
+    encoder = None if text in ("keep", "free") else Embeddings.read(text).encoder
+    return digest({"card": weights.card.to_dict(), "files": hashes, "encoder": encoder})
+
+
+def _files(place: Path | None) -> list[Path]:
+    """The files of a part: one, or those of a folder or beside an index; none where there are none."""
+    if place is None or not place.exists():
+        return []
+    if place.suffix == ".json":
+        place = place.parent
+    return [place.resolve()] if place.is_file() else sorted(path.resolve() for path in place.glob("*.safetensors"))
 
 
 def code_hash(strategies: Iterable[object]) -> str:

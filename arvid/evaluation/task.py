@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from math import ceil
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arvid.config import REGISTRIES, PipelineConfig
 from arvid.evaluation.metrics import METRIC, Metric, default_metrics
 from arvid.geometry import check_size, latent_frames, pixel_frames
 from arvid.models.specs import Card
-from arvid.models.weights import BUNDLED, load_card
+from arvid.presets import check_built, with_own
+
+if TYPE_CHECKING:
+    from arvid.models.loading import Found
 
 __all__ = ["MOST_PROMPTS", "Packed", "Task", "Unit", "make_task", "noise_seed", "segment_edges", "units", "unpack"]
 
@@ -22,7 +25,8 @@ MOST_PROMPTS = 1_000_000
 @dataclass(frozen=True, eq=False)
 class Task:
     """Videos of every method, prompt and seed. `configs` are resolved, by label, the first the baseline; `frames` are
-    latent frames, `size` (height, width) in pixels."""
+    latent frames, `size` (height, width) in pixels; `text`, `device` and `dtype` as `Pipeline.load` has them, the last
+    by name."""
 
     configs: Mapping[str, PipelineConfig]
     prompts: tuple[str, ...]
@@ -30,9 +34,15 @@ class Task:
     frames: int
     size: tuple[int, int]
     metrics: Mapping[str, Metric]
-    card: Card
-    model: Path
+    weights: Found
+    text: str
     device: str
+    dtype: str
+
+    @property
+    def card(self) -> Card:
+        """The weights'."""
+        return self.weights.card
 
     @property
     def labels(self) -> list[str]:
@@ -99,16 +109,20 @@ def segment_edges(frames: int, horizon: int, time_stride: int) -> list[int]:
 def make_task(
     configs: Mapping[str, PipelineConfig | str], prompts: Sequence[str], *, seconds: float | None = None,
     frames: int | None = None, seeds: int = 1, size: tuple[int, int] | None = None,
-    metrics: Sequence[str] | None = None, model: str | Path | None = None, device: str = "cpu",
+    metrics: Sequence[str] | None = None, weights: Found | None = None, text: str = "keep", device: str = "cpu",
+    dtype: str = "fp32",
 ) -> Task:  # fmt: skip
     """Check all of a comparison without reading weights.
 
     A string in the place of a configuration is why it cannot be had. Length is `seconds`, rounded to whole chunks of
     the card's, or exactly `frames` latent frames, neither: the training clips'; `size` is (height, width), None the
-    card's; `metrics` are names, None all that apply to every prompt. Raises `ValueError` for numbers below 1, for no or
+    card's; `metrics` are names, None all that apply to every prompt; `weights` are what `arvid.models.loading.find`
+    gives, None the bundled model's. Raises `ValueError` for numbers below 1, for no or
     repeated prompts, and naming every configuration that cannot run, or is another again, with the reason.
     """
-    from arvid.pipeline import _usable
+    from arvid.models.loading import DTYPES, find
+    from arvid.models.weights import BUNDLED
+    from arvid.pipeline import MOST_FRAMES, usable
 
     _whole(seeds=seeds, **({} if frames is None else {"frames": frames}))
     if seconds is not None and frames is not None:
@@ -118,17 +132,21 @@ def make_task(
     if not 1 <= len(set(prompts)) == len(prompts) <= MOST_PROMPTS:
         raise ValueError(f"{len(prompts)} prompts, {len(set(prompts))} different ones: give 1 to {MOST_PROMPTS}, each "
                          "once")
-    _usable(device)
-    folder = BUNDLED if model is None else Path(model)
-    card = load_card(folder)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
+    usable(device)
+    weights = find(BUNDLED) if weights is None else weights
+    card = weights.card
     if frames is None:
         frames = (card.train_horizon if seconds is None else
                   latent_frames(seconds, card.fps, card.vae.time_stride, card.chunk))  # fmt: skip
+    if frames > MOST_FRAMES:
+        raise ValueError(f"{frames} latent frames: a video has at most {MOST_FRAMES}")
     size = card.size if size is None else size
     check_size(*size, card.vae.space_stride, card.dit.patch)
     resolved = _resolved(configs, card, frames, size)
     chosen = default_metrics(prompts) if metrics is None else _chosen(metrics, prompts)
-    return Task(resolved, tuple(prompts), seeds, frames, size, chosen, card, folder, device)
+    return Task(resolved, tuple(prompts), seeds, frames, size, chosen, weights, text, device, dtype)
 
 
 def units(task: Task, keys: Mapping[tuple[str, int, int], str], batch: int, jobs: int) -> Iterator[Unit]:
@@ -163,7 +181,8 @@ def _resolved(
         try:
             if isinstance(config, str):
                 raise ValueError(config)
-            own = config.resolve(card)
+            check_built(config, card)
+            own = with_own(config, card).resolve(card)
             _rehearse(own, card, frames, size)
             if same := [other for other, config in resolved.items() if config == own]:
                 raise ValueError(f"it is the configuration of {same[0]} again")
@@ -203,11 +222,15 @@ def _rehearse(config: PipelineConfig, card: Card, frames: int, size: tuple[int, 
 
 
 def _chosen(names: Sequence[str], prompts: Sequence[str]) -> dict[str, Metric]:
-    """Metrics by name. Raises `ValueError` for an unknown name and for one that does not apply to a prompt."""
+    """Metrics by name. Raises `ValueError` for an unknown name, for one that does not apply to a prompt, and for one
+    whose libraries are not installed."""
+    if not any(names):
+        raise ValueError(f"no metrics: name at least one of {', '.join(METRIC.names())}")
     chosen = {name: METRIC.build(name) for name in names}
-    if not chosen:
-        raise ValueError("no metrics: name at least one")
     for name, metric in chosen.items():
+        if missing := [library for library in metric.libraries if find_spec(library) is None]:
+            raise ValueError(f"metric {name!r} needs {', '.join(missing)}, which is not installed: install it, or "
+                             "leave the metric out")
         if strange := [prompt for prompt in prompts if not metric.applies(prompt)]:
             raise ValueError(f"metric {name!r} says nothing of {len(strange)} prompts, such as {strange[0]!r}: "
                              "leave it out")

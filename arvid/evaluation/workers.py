@@ -64,10 +64,12 @@ class Maker:
     """Makes units, with weights that are loaded once for all methods."""
 
     def __init__(self, task: Task, folder: Folder, keep_videos: bool) -> None:
-        from arvid.models.weights import load_parts
+        from arvid.models.loading import DTYPES, FreedEncoder, load
 
         self.task, self.folder, self.keep_videos = task, folder, keep_videos
-        self.parts = load_parts(task.model, task.device)
+        self.parts = load(task.weights, task.text, task.device, DTYPES[task.dtype])
+        if isinstance(self.parts.text, FreedEncoder):
+            self.parts.text.remember(task.prompts)
 
     def make(self, unit: Unit, tell: Tell) -> None:
         """Generate the unit's videos, measure those that are missing and write them. Raises `Failed`."""
@@ -84,7 +86,7 @@ class Maker:
         from arvid.pipeline import Pipeline
 
         task, parts = self.task, self.parts
-        pipe = Pipeline(parts.dit, task.configs[unit.label], parts.vae, parts.text, parts.card)
+        pipe = Pipeline(parts.dit, task.configs[unit.label], parts.vae, parts.text, task.card)
         total, done = task.edges[-1], 0
         rows = [np.empty((total, *task.size, 3), np.uint8) for _ in range(unit.first, unit.stop)]
         pieces = pipe.stream(

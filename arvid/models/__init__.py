@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .denoiser import CachedDenoiser as CachedDenoiser
     from .dit import CausalDiT as CausalDiT
     from .dit import TextKV as TextKV
+    from .names import load_text_encoder_state as load_text_encoder_state
     from .specs import CARDS as CARDS
     from .specs import Card as Card
     from .specs import DiTSpec as DiTSpec
@@ -24,6 +25,7 @@ _HOME = {
     "CARDS": "specs", "CachedDenoiser": "denoiser", "Card": "specs", "CausalDiT": "dit", "DecodeStream": "vae_stream",
     "DiTSpec": "specs", "EncodeStream": "vae_stream", "TextEncoder": "text", "TextKV": "dit", "TextSpec": "specs",
     "VAESpec": "specs", "WanVAE": "vae", "card": "specs",
+    "load_text_encoder_state": "names",
 }  # fmt: skip
 __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 

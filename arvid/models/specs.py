@@ -6,7 +6,7 @@ Every number that belongs to a model (sizes, strides, window, steps, ...) lives 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 __all__ = ["CARDS", "SETTINGS", "Card", "DiTSpec", "TextSpec", "VAESpec", "card"]
@@ -132,8 +132,10 @@ class Card:
 
     `window` and `sink` are latent frames, `steps` nominal (before `shift`), `context_noise` a timestep in 0..1000,
     `train_horizon` the latent frames of training clips, `fps` pixel frames a second, `size` (height, width) in pixels,
-    `checkpoint_key` the entry of the student's file that holds the weights. `grammar` is the sentence pattern of a
-    model with a closed vocabulary, `source` where the numbers come from.
+    `first_steps` are those of the first chunk where it has its own. `checkpoint_key` is the entry of the student's file
+    that holds the weights, `files` are the ends of the paths under which it is published, `lora` is (rank, alpha) of a
+    LoRA that belongs to it. `grammar` is the sentence pattern of a model with a closed vocabulary, `source` where the
+    numbers come from.
     Raises `ValueError` for numbers that cannot be, and for networks that do not fit each other.
     """
 
@@ -154,10 +156,14 @@ class Card:
     checkpoint_key: str | None = None
     grammar: str | None = None
     source: str = ""
+    first_steps: tuple[float, ...] | None = None
+    files: tuple[str, ...] = ()
+    lora: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", tuple(self.steps))
-        object.__setattr__(self, "size", tuple(self.size))
+        for name in ("steps", "size", "first_steps", "files", "lora"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))
         _whole(self, "chunk", "window", "train_horizon", "size")
         if len(self.size) != 2:
             raise ValueError(f"size={self.size}: give (height, width) in pixels")
@@ -213,27 +219,96 @@ WAN21_VAE = VAESpec(
     std=(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
          3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
 )  # fmt: skip
+WAN22_VAE = VAESpec(
+    dim=160, z_dim=48, dim_mult=(1, 2, 4, 4), num_res_blocks=2, temporal_downsample=(False, True, True),
+    mean=(-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+          0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+          -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+          -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667),
+    std=(0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+         0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+         0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+         0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744),
+    layout="wan22", decoder_dim=256, patch=2,
+)  # fmt: skip
 UMT5_XXL = TextSpec(vocab_size=256384, dim=4096, attention_dim=4096, ffn_dim=10240, num_heads=64, num_layers=24)
 
+_T2V_1_3B = _wan_dit(1536, 8960, 12, 30)
+_SELF_FORCING = Card(
+    "self_forcing", _T2V_1_3B, WAN21_VAE, UMT5_XXL, chunk=3, window=21, sink=0, steps=(1000, 750, 500, 250), shift=5.0,
+    context_noise=0.0, train_horizon=21, fps=16, size=(480, 832), checkpoint_key="generator_ema",
+    files=("self_forcing_dmd.pt",),
+    source="Self Forcing, arXiv 2506.08009, and its released configuration self_forcing_dmd",
+)  # fmt: skip
+_CAUSAL_FORCING = replace(
+    _SELF_FORCING, name="causal_forcing", checkpoint_key="generator", files=("chunkwise/causal_forcing.pt",),
+    source="Causal Forcing, arXiv 2602.02214, and its released configuration causal_forcing_dmd_chunkwise (no EMA)",
+)  # fmt: skip
+_FRAMEWISE = replace(
+    _CAUSAL_FORCING, name="causal_forcing_framewise", chunk=1, checkpoint_key="generator_ema",
+    files=("framewise/causal_forcing.pt",),
+    source="Causal Forcing, arXiv 2602.02214, and its released configuration causal_forcing_dmd_framewise",
+)  # fmt: skip
 
-def _wan21(name: str, dit: DiTSpec) -> Card:
-    return Card(
-        name, dit, WAN21_VAE, UMT5_XXL, chunk=3, window=21, sink=0, steps=(1000, 750, 500, 250), shift=5.0,
-        context_noise=0.0, train_horizon=21, fps=16, size=(480, 832), checkpoint_key="generator_ema",
-        source="Self Forcing, arXiv 2506.08009, and its released configuration self_forcing_dmd",
+
+def _plus_plus(number: int, steps: tuple[float, ...]) -> Card:
+    return replace(
+        _FRAMEWISE, name=f"causal_forcing_{number}step", steps=steps, first_steps=_FRAMEWISE.steps,
+        files=(f"framewise-{number}step.pt",), source="Causal-Forcing++, arXiv 2605.15141, and its released "
+        f"configuration causal_forcing_dmd_framewise_{number}step",
     )  # fmt: skip
 
 
-_T2V_1_3B = _wan_dit(1536, 8960, 12, 30)
+_STUDENTS = (
+    _SELF_FORCING,
+    replace(
+        _SELF_FORCING, name="causvid", steps=(1000, 757, 522), shift=1.0, checkpoint_key="generator",
+        files=("autoregressive_checkpoint/model.pt",), source="CausVid, arXiv 2412.07772, and its released "
+        "configuration, whose levels are final: steps of a table of shift 8, here with shift 1",
+    ),
+    _CAUSAL_FORCING,
+    _FRAMEWISE,
+    _plus_plus(2, (1000, 500)),
+    _plus_plus(1, (1000,)),
+    replace(
+        _SELF_FORCING, name="rolling_forcing", sampler="rolling_forcing", steps=(1000, 800, 600, 400, 200), sink=3,
+        train_horizon=27, files=("rolling_forcing_dmd.pt",), source="Rolling Forcing, arXiv 2509.25161, and its "
+        "released configuration rolling_forcing_dmd",
+    ),
+    replace(
+        _SELF_FORCING, name="hiar", sampler="hierarchical", files=("hiar.pt",),
+        source="HiAR, arXiv 2603.08703, and its released inference code",
+    ),
+    replace(
+        _SELF_FORCING, name="longlive", window=12, sink=3, train_horizon=240, checkpoint_key=None,
+        files=("longlive_base.pt",), lora=(256, 256.0), source="LongLive, arXiv 2509.22622, and its released "
+        "configuration of version 1 (tuned on 240 latent frames)",
+    ),
+    replace(
+        _SELF_FORCING, name="infinity_rope", window=6, sink=1, files=(),
+        source="Infinity-RoPE, arXiv 2511.20649, and its released code; weights ema_model.pt",
+    ),
+)  # fmt: skip
+
+
+def _base(name: str, **changes: Any) -> Card:
+    """Weights that are no student's yet: Self Forcing's settings."""
+    source = f"the published {name}, with the settings of Self Forcing, arXiv 2506.08009"
+    return replace(_SELF_FORCING, name=name, checkpoint_key=None, files=(), source=source, **changes)
+
 
 CARDS = {
     card.name: card
     for card in (
-        _wan21("wan2.1-t2v-1.3b", _T2V_1_3B),
-        _wan21("wan2.1-t2v-14b", _wan_dit(5120, 13824, 40, 40)),
-        _wan21("self_forcing", _T2V_1_3B),
+        _base("wan2.1-t2v-1.3b"),
+        _base("wan2.1-t2v-14b", dit=_wan_dit(5120, 13824, 40, 40)),
+        _base(
+            "wan2.2-ti2v-5b", dit=replace(_wan_dit(3072, 14336, 24, 30), in_channels=48, out_channels=48),
+            vae=WAN22_VAE, train_horizon=31, fps=24, size=(704, 1280),
+        ),
+        *_STUDENTS,
     )
-}
+}  # fmt: skip
 
 
 def card(name: str) -> Card:

@@ -1,4 +1,4 @@
-"""Text: umT5 encoder, Wan's file names and prompt cleaning, tokenizers, and the sentences the bundled model knows.
+"""Text: umT5 encoder, Wan's prompt cleaning, tokenizers, and the sentences the bundled model knows.
 
 Transformers takes seconds to import, so only the functions that need it import it.
 """
@@ -10,13 +10,14 @@ import io
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from .names import from_wan_names, to_wan_names
 from .specs import TextSpec
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from transformers import UMT5Config, UMT5EncoderModel
 
 __all__ = [
-    "BUNDLED_GRAMMAR", "BUNDLED_TOKENIZER", "TextEncoder", "build_umt5", "clean", "from_wan_names", "load_tokenizer",
-    "sentences", "to_wan_names", "train_tokenizer", "umt5_config", "write_bundled_tokenizer",
+    "BUNDLED_GRAMMAR", "BUNDLED_TOKENIZER", "TextEncoder", "build_umt5", "clean", "from_wan_names", "key_of",
+    "load_tokenizer", "sentences", "to_wan_names", "train_tokenizer", "umt5_config", "write_bundled_tokenizer",
 ]
 
 BUNDLED_TOKENIZER = Path(__file__).parent / "bundled" / "tokenizer.model"
@@ -71,57 +72,6 @@ def build_umt5(spec: TextSpec) -> UMT5EncoderModel:
     return UMT5EncoderModel(umt5_config(spec))
 
 
-_MODEL_NAMES = {"token_embedding.weight": "shared.weight", "norm.weight": "encoder.final_layer_norm.weight"}
-_BLOCK_NAMES = {
-    "norm1": "layer.0.layer_norm",
-    "attn.q": "layer.0.SelfAttention.q",
-    "attn.k": "layer.0.SelfAttention.k",
-    "attn.v": "layer.0.SelfAttention.v",
-    "attn.o": "layer.0.SelfAttention.o",
-    "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
-    "norm2": "layer.1.layer_norm",
-    "ffn.gate.0": "layer.1.DenseReluDense.wi_0",
-    "ffn.fc1": "layer.1.DenseReluDense.wi_1",
-    "ffn.fc2": "layer.1.DenseReluDense.wo",
-}
-_TIED = "encoder.embed_tokens.weight"
-
-
-def from_wan_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of Wan's umT5 file under transformers' names, for a strict `load_state_dict`.
-
-    The token embedding appears twice, since transformers lists the tied `encoder.embed_tokens.weight` too.
-    Raises `ValueError` naming the keys that are missing or unexpected.
-    """
-    num_blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-    names = _MODEL_NAMES | {
-        f"blocks.{i}.{wan}.weight": f"encoder.block.{i}.{ours}.weight"
-        for i in range(num_blocks)
-        for wan, ours in _BLOCK_NAMES.items()
-    }
-    _check_keys(state, names, "Wan's umT5 encoder")
-    renamed = {ours: state[wan] for wan, ours in names.items()}
-    return renamed | {_TIED: renamed["shared.weight"]}
-
-
-def to_wan_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `from_wan_names`: a `UMT5EncoderModel` state dict under the names of Wan's file."""
-    num_blocks = len({key.split(".")[2] for key in state if key.startswith("encoder.block.")})
-    names = {ours: wan for wan, ours in _MODEL_NAMES.items()} | {
-        f"encoder.block.{i}.{ours}.weight": f"blocks.{i}.{wan}.weight"
-        for i in range(num_blocks)
-        for wan, ours in _BLOCK_NAMES.items()
-    }
-    _check_keys(state, {*names, _TIED}, "transformers' umT5 encoder")
-    return {wan: state[ours] for ours, wan in names.items()}
-
-
-def _check_keys(state: Iterable[str], expected: Iterable[str], what: str) -> None:
-    missing, unexpected = sorted({*expected} - {*state}), sorted({*state} - {*expected})
-    if missing or unexpected:
-        raise ValueError(f"not the weights of {what}: missing {missing}, unexpected {unexpected}")
-
-
 # Full-width and half-width forms, the ideographic space and Latin ligatures become plain characters, quotes straight.
 _COMPATIBLE = (0x3000, *range(0xFB00, 0xFB07), *range(0xFF01, 0xFFEF))
 _PLAIN = {code: unicodedata.normalize("NFKC", chr(code)) for code in _COMPATIBLE}
@@ -136,6 +86,14 @@ def clean(prompt: str) -> str:
     """
     text = unicodedata.normalize("NFC", prompt.translate(_PLAIN))
     return " ".join(html.unescape(html.unescape(text)).split())
+
+
+def key_of(prompt: str, grammar: str | None) -> str:
+    """The text that is encoded for a prompt, which is the same for prompts that mean the same to the encoder."""
+    text = clean(prompt)
+    if grammar is not None:
+        text = text.lower().removesuffix(".").rstrip()  # its captions are lower case, without a full stop
+    return text
 
 
 def load_tokenizer(path: str | Path) -> SentencePieceProcessor:
@@ -203,9 +161,7 @@ class TextEncoder(nn.Module):
         return ids_BL, mask_BL
 
     def _ids(self, prompt: str) -> list[int]:
-        text = clean(prompt)
-        if self.grammar is not None:
-            text = text.lower().removesuffix(".").rstrip()  # its captions are lower case, without a full stop
+        text = key_of(prompt, self.grammar)
         if not text:
             raise ValueError(f"the prompt {prompt!r} is empty; describe the video in words")
         if self.grammar is not None:

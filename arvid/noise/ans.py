@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .base import NOISE, ChunkLike, Domain, Floats, Key, NoisePrior, Recipe, Scope, check_scope
+from .base import NOISE, ChunkLike, Domain, Floats, Key, NoisePrior, Recipe, Scope, check_real, check_scope
 
 
 @NOISE.register("ans")
@@ -26,6 +26,7 @@ class ANS(NoisePrior):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_real("rho", self.rho)
         if not -1 <= self.rho <= 1:
             raise ValueError(f"rho={self.rho}: the correlation of neighbouring frames lies in [-1, 1]")
         check_scope(self.scope)
@@ -50,4 +51,7 @@ class ANS(NoisePrior):
             where = "0" if self.rho > 0 else "pi"
             raise ValueError(f"{self}: all power lies at omega = {where}, which has no density; "
                              "use periodogram(omega, frames), or |rho| < 1")
-        return (1 - self.rho**2) / (1 + self.rho**2 - 2 * self.rho * np.cos(np.asarray(omega, float)))
+        half = np.asarray(omega, float) / 2
+        # 1 + rho^2 - 2 rho cos omega without the difference of nearly equal numbers that rho near 1 or -1 makes of it.
+        near = (1 - abs(self.rho)) ** 2 + 4 * abs(self.rho) * (np.sin(half) if self.rho > 0 else np.cos(half)) ** 2
+        return (1 - self.rho) * (1 + self.rho) / near

@@ -8,10 +8,12 @@ both follow from that. Frames are latent frames, counted from the start of the v
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import reduce
+from numbers import Real
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
@@ -21,7 +23,7 @@ from ..registry import Registry
 
 __all__ = [
     "APPLY_TO", "NOISE", "ChunkLike", "Domain", "Floats", "Key", "Kind", "NoisePrior", "Recipe", "Scope", "Source",
-    "Span", "check_scope", "gaussian", "seeds",
+    "Span", "check_real", "check_scope", "gaussian", "seeds",
 ]
 
 APPLY_TO = ("initial", "renoise", "all")
@@ -80,6 +82,21 @@ def check_scope(scope: object) -> None:
     """Raise `ValueError` for what is no scope."""
     if scope not in get_args(Scope):
         raise ValueError(f"scope={scope!r}; allowed: {', '.join(map(repr, get_args(Scope)))}")
+
+
+def _is_source(source: object) -> bool:
+    return isinstance(source, tuple) and len(source) == 2 and all(
+        isinstance(n, int | np.integer) and not isinstance(n, bool) and 0 <= n < _WORD for n in source)
+
+
+def check_real(name: str, value: Any) -> None:
+    """Raise `TypeError` for what is no number, `ValueError` for one that no float holds."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r} must be a number, got {type(value).__name__}")
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is a number of more than 308 digits: give a smaller one") from None
 
 
 def _integer(name: str, value: object, low: int, high: int) -> int:
@@ -198,10 +215,15 @@ class NoisePrior:
             raise ValueError(f"frame {frame} is not in the chunk of frames {chunk.start}..{chunk.start + chunk.n - 1}")
         if self.apply_to != "all" and self.apply_to != Kind(key.kind).name.lower():
             return {(Domain.BASE, frame): 1.0}
-        recipe = {source: weight for source, weight in self.recipe(frame, chunk, key).items() if weight != 0}
-        if not recipe or not all(map(math.isfinite, recipe.values())):
-            raise ValueError(f"{self} gives frame {frame} the recipe {recipe}; it needs finite weights, not all 0")
-        return recipe
+        recipe = self.recipe(frame, chunk, key)
+        if not isinstance(recipe, Mapping) or not all(map(_is_source, recipe)):
+            raise ValueError(f"{self} gives frame {frame} the recipe {recipe!r}; it is a dict of weights by white "
+                             "frame, (domain, index), whole numbers in [0, 2^32)")
+        if not all(isinstance(weight, Real) and math.isfinite(weight) for weight in recipe.values()):
+            raise ValueError(f"{self} gives frame {frame} the recipe {recipe}; it needs finite weights")
+        if not (mixed := {source: weight for source, weight in recipe.items() if weight != 0}):
+            raise ValueError(f"{self} gives frame {frame} the recipe {recipe}; it needs weights that are not all 0")
+        return mixed
 
     def draw(self, key: Key, frames: Sequence[int], chunk: ChunkLike, shape: Sequence[int]) -> NDArray[np.float32]:
         """Noise of `frames`, all in `chunk`: float32 [len(frames), *shape], mixed in float32.
@@ -232,6 +254,7 @@ class NoisePrior:
         `chunks` are the chunks the frames lie in; None is one chunk of all frames from 0. `seed` and `step` matter to
         priors that shuffle. Raises `ValueError` for no frames, and for a frame in no chunk or in several.
         """
+        frames = [operator.index(frame) for frame in frames]
         if not frames:
             raise ValueError("no frames given; pass at least one")
         key = Key(seed, kind, step)
@@ -241,12 +264,17 @@ class NoisePrior:
         weights_FS = np.array([[recipe.get(source, 0.0) for source in sources] for recipe in recipes], float)
         return weights_FS @ weights_FS.T
 
-    def energy(self, f: int, d: int = 1, seed: int = 0, kind: int = Kind.INITIAL) -> float:
-        """Expected energy of motion of a chunk of `f` frames of `d` numbers, E sum_u |z_u - z_{u-1}|^2, from the
-        covariance (FLEX, arXiv 2602.14027, eq. 14: 2 (f - 1)(1 - rho) d for `ans`). Raises as `covariance`."""
-        c = self.covariance(range(_integer("f", f, 1, _WORD)), seed=seed, kind=kind)
-        each = c.diagonal()
-        return _integer("d", d, 1, _WORD) * float((each[1:] + each[:-1] - 2 * c.diagonal(1)).sum())
+    def energy(
+        self, f: int, d: int = 1, chunks: Sequence[ChunkLike] | None = None, seed: int = 0, kind: int = Kind.INITIAL
+    ) -> float:
+        """Expected energy of motion of the first `f` frames of `d` numbers, E sum_u |z_u - z_{u-1}|^2, from the
+        covariance (FLEX, arXiv 2602.14027, eq. 14: 2 (f - 1)(1 - rho) d for a chunk of `ans`).
+
+        `chunks` are the chunks they lie in; None is one. Raises as `covariance`.
+        """
+        chunks = [Span(0, _integer("f", f, 1, _WORD))] if chunks is None else chunks
+        pairs = (self.covariance((u - 1, u), chunks, seed, kind) for u in range(1, _integer("f", f, 1, _WORD)))
+        return _integer("d", d, 1, _WORD) * float(sum(c[0, 0] + c[1, 1] - 2 * c[0, 1] for c in pairs))
 
     def periodogram(
         self, omega: ArrayLike, frames: Sequence[int], chunks: Sequence[ChunkLike] | None = None, seed: int = 0,

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import NOISE, ChunkLike, Domain, Key, NoisePrior, Recipe
+from .base import NOISE, ChunkLike, Domain, Key, NoisePrior, Recipe, check_real
 
 
 @NOISE.register("grouped")
@@ -25,6 +25,7 @@ class Grouped(NoisePrior):
         super().__post_init__()
         if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
             raise ValueError(f"size={self.size!r}: a group is a whole number of frames, at least 1")
+        check_real("weight", self.weight)
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight={self.weight}: the share of what a group has in common lies in [0, 1]")
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import NOISE, ChunkLike, Domain, Key, NoisePrior, Recipe, Scope, check_scope
+from .base import NOISE, ChunkLike, Domain, Key, NoisePrior, Recipe, Scope, check_real, check_scope
 
 
 @NOISE.register("mixed")
@@ -36,5 +36,6 @@ class Mixed(NoisePrior):
 
 def check_strength(a: float) -> None:
     """Raise `ValueError` for a PYoCo `a` that is negative or not finite."""
+    check_real("a", a)
     if not 0 <= a < math.inf:
         raise ValueError(f"a={a}: what frames share over what they do not is at least 0, and finite")

@@ -17,6 +17,9 @@ from .engine import require
 from .fields import every_field_counts
 
 Draw = NDArray[np.float32]
+Stream = tuple[Kind, int]
+WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What code that is asked for what it cannot do may raise."""
 
 SHAPE = (4, 32, 32)  # of a frame in statistics: 4,096 elements
 SMALL = (2, 3)  # where bytes are compared
@@ -25,7 +28,7 @@ TIGHT = 1e-12
 ROUNDING = 1e-6  # of float32 mixing, in a mean of products
 SEED = 11
 SEEDS = (SEED, 12, SEED + (1 << 32), SEED)  # of a batch; numpy splits seeds into words of 32 bits
-STREAMS = ((Kind.INITIAL, 0), (Kind.RENOISE, 0), (Kind.RENOISE, 1), (Kind.CONTEXT, 0))
+STREAMS = ((Kind.INITIAL, 0), (Kind.RENOISE, 0), (Kind.RENOISE, 2), (Kind.CONTEXT, 0))
 FAR, FURTHER = 1000, 1_000_000
 
 
@@ -91,14 +94,15 @@ def _check_video(prior: NoisePrior, chunks: Sequence[Span]) -> None:
     """What concerns the frames of one video."""
     draws = {stream: _video(prior, Key(SEED, *stream), chunks) for stream in STREAMS}
     _pure(prior, chunks)
-    for kind in Kind:
-        stated = _covariance(prior, chunks, kind)
+    for stream in STREAMS:
+        key, what = Key(SEED, *stream), _of(stream, chunks)
+        stated = _covariance(prior, chunks, stream)
         if _mixes(prior):
-            mixed = _algebra([_recipe(prior, frame, c, Key(SEED, kind)) for c in chunks for frame in _frames(c)])
-            off = np.abs(mixed - stated).max()
-            require(off <= TIGHT, "the covariance is that of the recipes", None,
-                    f"off by up to {off:.2g}, expected at most {TIGHT:g}, {_of(kind, chunks)}")  # fmt: skip
-        _drawn_as_stated(_video(prior, Key(SEED, kind), chunks, SHAPE), stated, _of(kind, chunks))
+            mixed = _algebra([_recipe(prior, frame, c, key) for c in chunks for frame in _frames(c)])
+            off, most = np.abs(mixed - stated).max(), _tight(stated)
+            require(off <= most, "the covariance is that of the recipes", None,
+                    f"off by up to {off:.2g}, expected at most {most:.2g}, {what}")  # fmt: skip
+        _drawn_as_stated(_video(prior, key, chunks, SHAPE), stated, what)
     _blind_to_order(prior, chunks, draws)
     _blind_to_the_batch(prior, chunks, draws)
 
@@ -117,7 +121,7 @@ class _Blind(Span):
 def _answering(what: str) -> Iterator[None]:
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except WRONG as error:
         raise AssertionError(f"a prior has noise for every chunk: not so: {error!r} {what}") from error
 
 
@@ -169,16 +173,9 @@ def _recipe(prior: NoisePrior, frame: int, chunk: Span, key: Key) -> Recipe:
     with _answering(what):
         found, again = (dict(prior.recipe_of(frame, chunk, key)) for _ in range(2))
     require(found == again, "recipe is pure", None, f"first {found}, then {again} {what}")
-    wrong = [source for source in found if not _valid(source)]
-    claim = "a source is a domain, other than PERM, and an index, ints of 32 bits"
-    require(not wrong, claim, None, f"{wrong[:3]} {what}")
+    wrong = [source for source in found if source[0] == Domain.PERM]
+    require(not wrong, "a source's domain is not PERM, whose numbers make permutations", None, f"{wrong[:3]} {what}")
     return found
-
-
-def _valid(source: Any) -> bool:
-    """Whether a source names one stream of numbers; those of PERM make permutations."""
-    pair = isinstance(source, tuple) and len(source) == 2 and source[0] != Domain.PERM
-    return pair and all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 32 for n in source)
 
 
 def _algebra(recipes: Sequence[Recipe]) -> Floats:
@@ -186,17 +183,23 @@ def _algebra(recipes: Sequence[Recipe]) -> Floats:
     return np.array([[sum(w * b[s] for s, w in a.items() if s in b) for b in recipes] for a in recipes])
 
 
-def _covariance(prior: NoisePrior, chunks: Sequence[Span], kind: int) -> Floats:
+def _tight(c: Floats) -> float:
+    """How far entries of a covariance may be off by rounding."""
+    return TIGHT * max(1.0, c.diagonal().max())
+
+
+def _covariance(prior: NoisePrior, chunks: Sequence[Span], stream: Stream) -> Floats:
     """What a prior states, once it is proved to be a covariance, and to have what is declared."""
-    frames, what = [frame for chunk in chunks for frame in _frames(chunk)], _of(kind, chunks)
+    frames, what = [frame for chunk in chunks for frame in _frames(chunk)], _of(stream, chunks)
     with _answering(what):
-        c = np.asarray(prior.covariance(frames, [_Blind(chunk.start, chunk.n) for chunk in chunks], SEED, kind))
+        c = np.asarray(prior.covariance(frames, [_Blind(chunk.start, chunk.n) for chunk in chunks], SEED, *stream))
     require(c.shape == (len(frames),) * 2 and c.dtype == np.float64 and np.isfinite(c).all(),
             "covariance is finite float64, [frames, frames]", None, f"{c.dtype}, {c.shape} {what}")  # fmt: skip
     off = np.abs(c - c.T).max()
-    require(off <= TIGHT, "the covariance is symmetric", None, f"off by up to {off:.2g} {what}")
+    require(off <= _tight(c), "the covariance is symmetric", None, f"off by up to {off:.2g} {what}")
     least = np.linalg.eigvalsh(c).min() / max(1, len(frames))
-    require(least >= -TIGHT, "the covariance is positive semidefinite", None, f"smallest eigenvalue {least:.2g} {what}")
+    require(least >= -_tight(c), "the covariance is positive semidefinite", None,
+            f"smallest eigenvalue {least:.2g} {what}")  # fmt: skip
     if prior.unit_variance:
         off = np.abs(c.diagonal() - 1).max()
         require(off <= TIGHT, "unit_variance: every variance is 1", None, f"off by up to {off:.2g} {what}")
@@ -271,13 +274,13 @@ def _applied(prior: NoisePrior, apply_to: str) -> NoisePrior:
 def _applies_to_what_it_says(everywhere: NoisePrior, chunks: Sequence[Span]) -> None:
     for apply_to in APPLY_TO:
         prior = _applied(everywhere, apply_to)
-        for kind, step in STREAMS:
-            name = Kind(kind).name.lower()
+        for stream in STREAMS:
+            name = stream[0].name.lower()
             right, who = (everywhere, "'all'") if apply_to in ("all", name) else (IID(), "iid")
             claim = f"with apply_to={apply_to!r} {name} noise is that of {who}"
-            seen, expected = (_video(one, Key(SEED, kind, step), chunks) for one in (prior, right))
-            _same(seen, expected, claim, f"step {step}")
-            off = np.abs(_covariance(prior, chunks, kind) - _covariance(right, chunks, kind)).max()
+            seen, expected = (_video(one, Key(SEED, *stream), chunks) for one in (prior, right))
+            _same(seen, expected, claim, f"step {stream[1]}")
+            off = np.abs(_covariance(prior, chunks, stream) - _covariance(right, chunks, stream)).max()
             require(off <= TIGHT, claim, None, f"the covariance is off by up to {off:.2g}")
 
 
@@ -299,17 +302,17 @@ def _reaches_far(prior: NoisePrior, chunks: Sequence[Span]) -> None:
         again = _draw(fresh, Key(SEED), _frames(chunk), chunk)[[frame - chunk.start]]
         _same(again, first, "a frame far in may be asked first", f"frame {frame} asked after the beginning")
         if prior.random_access:
-            _covariance(prior, [chunk], Kind.INITIAL)
+            _covariance(prior, [chunk], STREAMS[0])
 
 
 def _effect(prior: NoisePrior, videos: Sequence[Sequence[Span]]) -> list[bytes | str]:
     """All that tells a prior from another."""
     found: list[bytes | str] = []
-    for key in (Key(SEED), Key(SEED, Kind.RENOISE, 1)):
+    for key in (Key(SEED), Key(SEED, Kind.RENOISE, 1), Key(SEED, Kind.RENOISE, 2)):
         for chunks in videos:
             try:
                 found += (prior.draw(key, _frames(chunk), chunk, SMALL).tobytes() for chunk in chunks)
-            except ValueError:
+            except WRONG:
                 found.append("refused")
     return found
 
@@ -328,9 +331,10 @@ def _frames(chunk: Span) -> range:
     return range(chunk.start, chunk.start + chunk.n)
 
 
-def _of(kind: int, chunks: Sequence[Span]) -> str:
+def _of(stream: Stream, chunks: Sequence[Span]) -> str:
     ends = f"{chunks[0].n} in the first chunk, {chunks[-1].n} in the last"
-    return f"for {Kind(kind).name.lower()} noise of frames {chunks[0].start}..{_frames(chunks[-1])[-1]}, {ends}"
+    kind, step = stream
+    return f"for {kind.name.lower()} noise, step {step}, of frames {chunks[0].start}..{_frames(chunks[-1])[-1]}, {ends}"
 
 
 def _few(x: Draw) -> str:

@@ -265,7 +265,7 @@ def _effect(rotary: Rotary, model: _Model) -> list[object]:
             for context in (passes.at(1, length), passes.at(length, length), passes.at(length, None)):
                 try:
                     found.append((rotary.inv_freq(context).tobytes(), rotary.logit_scale(context)))
-                except ValueError:
+                except (ArithmeticError, LookupError, TypeError, ValueError):  # of a field's value that is too bold
                     found.append("refused")
     return found
 

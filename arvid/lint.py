@@ -22,6 +22,7 @@ from arvid.models.specs import Card
 from arvid.positional import Rope, Rotary, RotaryContext
 from arvid.positional.base import UNSCALED
 from arvid.positional.scaled import Scaled
+from arvid.presets import resolved
 from arvid.simulate import FLYING, ROLES, Seen, views
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def lint(
         raise TypeError(f"card={card!r}: give a Card, such as arvid.models.specs.card('self_forcing')")
     if (seconds is None) == (frames is None):
         raise ValueError(f"seconds={seconds}, frames={frames}: give the length of the video as one of them")
-    config = config.resolve(card)
+    config = resolved(config, card)
     assert config.chunk and config.rotary and config.cache and config.time and config.sampler
     rate = card.fps / card.vae.time_stride
     if frames is None:

@@ -25,6 +25,7 @@ from arvid.costs import Decoding, Flops, Memory, Networks, memory, text_flops
 from arvid.geometry import check_size, chunk_layout, latent_frames, pixel_frames
 from arvid.models.specs import Card
 from arvid.pipeline import MOST_FRAMES
+from arvid.presets import resolved
 from arvid.simulate import Seen, views
 from arvid.testing import trace
 
@@ -189,7 +190,7 @@ def plan(
     _whole(batch=batch)
     height, width = _sides(card.size if size is None else size)
     latent = check_size(height, width, card.vae.space_stride, card.dit.patch)
-    config = (config or PipelineConfig()).resolve(card)
+    config = resolved(config or PipelineConfig(), card)
     assert config.chunk
     frames = _length(seconds, frames, card, config.chunk)
     networks = Networks(card, latent, batch, DTYPES[dtype])

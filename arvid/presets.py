@@ -12,7 +12,10 @@ from arvid.config import PipelineConfig, read
 from arvid.models.specs import CARDS, SETTINGS, Card, card
 from arvid.samplers import SAMPLER
 
-__all__ = ["METHODS", "STUDENTS", "Method", "check_built", "describe", "named", "preset", "warn_if_foreign", "with_own"]
+__all__ = [
+    "METHODS", "STUDENTS", "Method", "check_built", "describe", "named", "preset", "resolved", "warn_if_foreign",
+    "with_own",
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,12 @@ def with_own(config: PipelineConfig, weights: Card) -> PipelineConfig:
     """`config` with the strategies the card's model has of its own, where it has None."""
     own = _OWN.get(weights.name, {})
     return config.replace(**{key: value for key, value in own.items() if getattr(config, key) is None})
+
+
+def resolved(config: PipelineConfig, weights: Card) -> PipelineConfig:
+    """`config` with everything filled in for these weights. Raises as `check_built` and `PipelineConfig.resolve`."""
+    check_built(config, weights)
+    return with_own(config, weights).resolve(weights)
 
 
 def check_built(config: PipelineConfig, weights: Card) -> None:

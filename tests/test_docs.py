@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from command import ran
@@ -15,6 +17,7 @@ from command import ran
 from arvid.cache import CACHE, CachePolicy, Chunk, Full, Kind, Participative, Pass, Rolling, Sink, Window, make_plan
 from arvid.cache.base import CodecName
 from arvid.cache.store import Store, StoreShape
+from arvid.evaluation.statistics import intervals
 from arvid.models.specs import card
 from arvid.noise import NOISE
 from arvid.positional import ROTARY, Absolute, Rope, RotaryContext, SinkAdjacent, TimeMap
@@ -140,3 +143,27 @@ def test_the_table_of_priors_is_that_of_the_report() -> None:
             if away and (away["low"] > 0 or away["high"] < 0):
                 wanted = f"**{wanted}** ({away['low']:+.3f}, {away['high']:+.3f})"
             assert cell.strip() == wanted
+
+
+def test_the_claims_of_the_results_are_those_of_the_reports() -> None:
+    """Each interval in the table of claims, from the numbers of single videos."""
+    page = (DOCS / "results/README.md").read_text()
+    rows = re.findall(r"^\|[^|]*\| `(\w+)`(?: - `(\w+)`)?: `(\w+)`, (\w+) \|(.*?)\|(.*?)\|", page, re.MULTILINE)
+    assert len(rows) > 20
+    for place, column in (("horizon-6x", 4), ("horizon-12x", 5)):
+        report = json.loads(gzip.decompress((DOCS / f"results/{place}/report.json.gz").read_bytes()))
+        videos = {(row["method"], row["prompt"]): row for row in report["rows"]}
+
+        def value(method: str, metric: str, what: str, prompt: str) -> float:
+            if not method:
+                return 0.0
+            row = videos[method, prompt]  # noqa: B023
+            ends = [row["whole"][metric]] if what == "whole" else [row["segments"][metric][i] for i in (-1, 0)]
+            return math.nan if None in ends else ends[0] - sum(ends[1:])
+
+        for row in rows:
+            a, b, metric, what = row[:4]
+            away = [[value(a, metric, what, prompt) - value(b, metric, what, prompt)] for prompt in report["prompts"]]
+            (found,) = intervals(np.array(away))
+            mark = "**" if found.low > 0 or found.high < 0 else ""
+            assert row[column].strip() == f"{mark}{found.mean:+.3f}{mark} ({found.low:+.3f}, {found.high:+.3f})", row

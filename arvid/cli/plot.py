@@ -58,11 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     path = None if arguments.output is None else check_png(arguments.output)
     named, card = [(each.config, *configs.chosen(each)) for each in configs.each(arguments)], configs.card_of(arguments)
     from arvid.geometry import latent_frames
-    from arvid.presets import warn_if_foreign
+    from arvid.presets import resolved, warn_if_foreign
 
     chosen = []
     for label, config, _ in named:
-        config = config.resolve(card)
+        config = resolved(config, card)
         assert config.chunk
         frames = arguments.frames or latent_frames(arguments.seconds, card.fps, card.vae.time_stride, config.chunk)
         chosen.append(Chosen(label or card.name, config, frames))

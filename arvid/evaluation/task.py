@@ -12,7 +12,7 @@ from arvid.config import REGISTRIES, PipelineConfig
 from arvid.evaluation.metrics import METRIC, Metric, default_metrics
 from arvid.geometry import check_size, latent_frames, pixel_frames
 from arvid.models.specs import Card
-from arvid.presets import check_built, with_own
+from arvid.presets import resolved as resolved_for
 
 if TYPE_CHECKING:
     from arvid.models.loading import Found
@@ -181,8 +181,7 @@ def _resolved(
         try:
             if isinstance(config, str):
                 raise ValueError(config)
-            check_built(config, card)
-            own = with_own(config, card).resolve(card)
+            own = resolved_for(config, card)
             _rehearse(own, card, frames, size)
             if same := [other for other, config in resolved.items() if config == own]:
                 raise ValueError(f"it is the configuration of {same[0]} again")

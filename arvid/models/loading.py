@@ -24,9 +24,7 @@ from .files import Entry, Tensors, load_exactly, open_tensors
 from .folders import Folder, check_sizes, describe, fitting, look
 from .hub import file_of, folder_of
 from .lora import merge_lora
-from .names import _renames as renames_of
-from .names import _unwrapped as unwrapped
-from .names import from_wan_names, to_wan, to_wan_names
+from .names import from_wan_names, renames_of, to_wan, to_wan_names, unwrapped
 from .specs import CARDS, Card, card
 from .text import TextEncoder, build_umt5, load_tokenizer
 from .vae import WanVAE

@@ -98,8 +98,8 @@ def to_wan(part: str, names: Iterable[str]) -> dict[str, str]:
     and one leading "module." and one "model." before all of them. transformers' two names of the token embedding share
     a Wan name. Raises `ValueError` listing names that are in neither naming, of both namings, or the same unwrapped.
     """
-    bare = _unwrapped(names)
-    renames = _renames(part, bare.values())
+    bare = unwrapped(names)
+    renames = renames_of(part, bare.values())
     other = {name: renames.to_wan(plain) for name, plain in bare.items()}
     is_wan = {name: renames.to_diffusers(plain) is not None for name, plain in bare.items()}
     if neither := [name for name in bare if not is_wan[name] and other[name] is None]:
@@ -118,7 +118,7 @@ def to_diffusers(part: str, names: Iterable[str]) -> dict[str, str]:
     Takes what `to_wan` takes, and raises as it does. The token embedding is `shared.weight`.
     """
     wan = to_wan(part, names)
-    renames = _renames(part, wan.values())
+    renames = renames_of(part, wan.values())
     return {name: renames.to_diffusers(own) or own for name, own in wan.items()}
 
 
@@ -168,7 +168,7 @@ def _check_keys(state: Iterable[str], expected: Iterable[str], what: str) -> Non
         raise ValueError(f"not the weights of {what}: missing {missing}, unexpected {unexpected}")
 
 
-def _unwrapped(names: Iterable[str]) -> dict[str, str]:
+def unwrapped(names: Iterable[str]) -> dict[str, str]:
     """Each name without what training wraps around modules."""
     bare = {}
     for name in names:
@@ -190,7 +190,7 @@ def _refuse_twins(found: Mapping[str, str]) -> None:
         raise ValueError(f"several names of one tensor: {listed(twins)}; keep one of each")
 
 
-def _renames(part: str, names: Iterable[str]) -> _Renames:
+def renames_of(part: str, names: Iterable[str]) -> _Renames:
     if part == "dit":
         return _by_table(_DIT, _DIT_BLOCK, "blocks.", "blocks.")
     if part == "text":

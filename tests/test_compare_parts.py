@@ -47,7 +47,7 @@ def test_prompt_files(tmp_path: Path, name: str, content: str, where: tuple[str,
 def test_held_out_and_repeated_prompts(tmp_path: Path) -> None:
     assert [prompt.text for prompt in read_prompts("held_out")] == held_out_captions()
     (tmp_path / "a.txt").write_text(f"{RED}\n{BLUE}\n{RED}\n")
-    with pytest.warns(UserWarning, match="1 repeated prompts are left out"):
+    with pytest.warns(UserWarning, match="there already are left out, 1 in all"):
         assert [prompt.text for prompt in read_prompts(str(tmp_path / "a.txt"))] == [RED, BLUE]
 
 

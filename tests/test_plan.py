@@ -436,7 +436,7 @@ def test_a_card_is_named(run: Any, small: Plan, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("argv", "model", "message"), [
-    ((), "wan2.1-t2v-1.4b", "no card and no folder has this name; did you mean 'wan2.1-t2v-1"),
+    ((), "wan2.1-t2v-1.4b", "did you mean the card 'wan2.1-t2v-1"),
     ((), "nothing", "nothing is not a folder of arvid weights"),
     ((), ".", ". is not a folder of arvid weights"),
     (("none.toml",), "self_forcing", "there is no file none.toml"),

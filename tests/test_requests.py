@@ -111,7 +111,7 @@ def test_bad_latents_raise_before_anything_runs(pipe: Pipeline, given_: dict[str
 
 
 def test_bad_pipelines_raise_before_weights_are_read(weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arvid.pipeline, "load_parts", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(arvid.pipeline, "load", lambda *_: pytest.fail("weights were read"))
     load: Callable[..., Pipeline] = Pipeline.load
     with pytest.raises(ValueError, match="no preset is called 'flexx'"):
         load("flexx", model=weights)
@@ -134,7 +134,7 @@ def test_cuda_without_cuda_is_refused(weights: Any) -> None:
 
 
 def test_a_dtype_is_floating_point(weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arvid.pipeline, "load_parts", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(arvid.pipeline, "load", lambda *_: pytest.fail("weights were read"))
     load: Callable[..., Pipeline] = Pipeline.load
     for dtype in (None, "float32", torch.int32):
         with pytest.raises(TypeError, match="give a floating point type"):

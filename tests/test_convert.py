@@ -14,12 +14,10 @@ from random_model import RED
 from safetensors import safe_open
 from safetensors.torch import load_file
 from small_published import (
-    SMALL_CARDS,
     lora_of,
     model_,
     other,
     renamed,
-    source,
     states,
     write_checkpoint,
     write_diffusers,
@@ -34,18 +32,8 @@ from arvid.models.names import to_diffusers
 from arvid.models.specs import CARDS
 from arvid.models.weights import Parts
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*the weights are of no student")
-
-
-@pytest.fixture(autouse=True)
-def small_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, small in SMALL_CARDS.items():
-        monkeypatch.setitem(CARDS, name, small)
-
-
-@pytest.fixture(scope="module")
-def parts() -> Parts:
-    return source()
+pytestmark = [pytest.mark.usefixtures("small_cards"),
+              pytest.mark.filterwarnings("ignore:.*the weights are of no student")]  # fmt: skip
 
 
 @pytest.fixture

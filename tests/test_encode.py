@@ -14,26 +14,15 @@ from command import Ran, ran
 from random_model import BLUE, RED
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_published import SMALL, SMALL_CARDS, source, states, write_diffusers, write_official
+from small_published import SMALL, states, write_diffusers, write_official
 
 from arvid import Pipeline
 from arvid.models.embeddings import Embeddings, FreedEncoder, encoder_hash
-from arvid.models.specs import CARDS
 from arvid.models.text import TextEncoder
 from arvid.models.weights import Parts
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*the weights are of no student")
-
-
-@pytest.fixture(autouse=True)
-def small_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, small in SMALL_CARDS.items():
-        monkeypatch.setitem(CARDS, name, small)
-
-
-@pytest.fixture(scope="module")
-def parts() -> Parts:
-    return source()
+pytestmark = [pytest.mark.usefixtures("small_cards"),
+              pytest.mark.filterwarnings("ignore:.*the weights are of no student")]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

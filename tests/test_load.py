@@ -37,18 +37,8 @@ from arvid.models.weights import Parts
 from arvid.presets import STUDENTS
 from arvid.samplers import FewStep
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*the weights are of no student")
-
-
-@pytest.fixture(autouse=True)
-def small_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, small in SMALL_CARDS.items():
-        monkeypatch.setitem(CARDS, name, small)
-
-
-@pytest.fixture(scope="module")
-def parts() -> Parts:
-    return source()
+pytestmark = [pytest.mark.usefixtures("small_cards"),
+              pytest.mark.filterwarnings("ignore:.*the weights are of no student")]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

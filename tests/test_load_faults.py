@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from small_published import (
     LARGE,
     SMALL,
-    SMALL_CARDS,
     config,
     model_,
     other,
@@ -31,24 +30,13 @@ from small_published import (
 )
 
 from arvid import Pipeline
-from arvid.models.specs import CARDS
 from arvid.models.text import BUNDLED_TOKENIZER, sentences, train_tokenizer
 from arvid.models.weights import Parts
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*the weights are of no student")
+pytestmark = [pytest.mark.usefixtures("small_cards"),
+              pytest.mark.filterwarnings("ignore:.*the weights are of no student")]  # fmt: skip
 DIT, VAE = "diffusion_pytorch_model.safetensors", "Wan2.1_VAE.pth"
 TEXT, TOKENIZER = "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/spiece.model"
-
-
-@pytest.fixture(autouse=True)
-def small_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, small in SMALL_CARDS.items():
-        monkeypatch.setitem(CARDS, name, small)
-
-
-@pytest.fixture(scope="module")
-def parts() -> Parts:
-    return source()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from random_model import RED
-from small_published import SMALL_CARDS, source, states, write_checkpoint, write_official
+from small_published import SMALL_CARDS, states, write_checkpoint, write_official
 
 from arvid import Pipeline
 from arvid.models import hub
@@ -23,11 +23,6 @@ from arvid.models.weights import Parts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the weights are of no student")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture(scope="module")
-def parts() -> Parts:
-    return source()
 
 
 @pytest.fixture

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import configs
+from .progress import progress_line
 from .values import seconds, size, whole
 
 if TYPE_CHECKING:
@@ -99,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         warn_if_foreign(name, weights.card)
     if len(prompts) < LEAST:
         warnings.warn(f"means only: 95 % intervals need at least {LEAST} prompts, not {len(prompts)}", stacklevel=1)
-    with _progress_line(arguments.quiet or not sys.stderr.isatty()) as show:
+    with progress_line(arguments.quiet, _far) as show:
         comparison = compare(
             task, arguments.output, jobs=arguments.jobs, batch=arguments.batch, keep_videos=arguments.videos,
             command=_command(arguments), prepare=partial(configs.use, arguments.use), progress=show,
@@ -160,20 +158,6 @@ def _command(arguments: argparse.Namespace) -> str:
     return shlex.join([*parts, *(["--videos"] if given["videos"] else []), "-o", given["output"]])
 
 
-@contextmanager
-def _progress_line(quiet: bool) -> Iterator[Callable[[Standing], None] | None]:
-    """What prints progress on one line of stderr; the line ends with the context, whatever ends that."""
-    shown = False
-
-    def show(at: Standing) -> None:
-        nonlocal shown
-        shown = True
-        left = f", {at.eta // 60:.0f}:{at.eta % 60:02.0f} left" if at.eta < 1e7 else ""
-        line = f"{at.done}/{at.total} videos, {at.rate:.1f} videos/min{left}"
-        print(f"\r{line:<60}", end="", file=sys.stderr, flush=True)
-
-    try:
-        yield None if quiet else show
-    finally:
-        if shown:
-            print(file=sys.stderr)
+def _far(at: Standing) -> str:
+    left = f", {at.eta // 60:.0f}:{at.eta % 60:02.0f} left" if at.eta < 1e7 else ""
+    return f"{at.done}/{at.total} videos, {at.rate:.1f} videos/min{left}"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import configs
+from .progress import progress_line
 from .values import seconds, size, whole
 
 if TYPE_CHECKING:
@@ -88,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     width, height = arguments.size or (None, None)
     prompt = [(0, arguments.prompt), *later] if later else arguments.prompt
-    with _progress_line(arguments.quiet or not sys.stderr.isatty()) as show:
+    with progress_line(arguments.quiet, _far) as show:
         video = pipe(
             prompt, arguments.seconds, frames=arguments.frames, height=height, width=width,
             seed=arguments.seed, progress=show,
@@ -98,22 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-@contextmanager
-def _progress_line(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """What prints progress on one line of stderr; the line ends with the context, whatever ends that."""
-    shown = False
-
-    def show(p: Progress) -> None:
-        nonlocal shown
-        shown = True
-        line = f"{p.done}/{p.total} frames, {p.fps:.1f} frames/s, {p.eta:.0f} s left"
-        print(f"\r{line:<60}", end="", file=sys.stderr, flush=True)
-
-    try:
-        yield None if quiet else show
-    finally:
-        if shown:
-            print(file=sys.stderr)
+def _far(at: Progress) -> str:
+    return f"{at.done}/{at.total} frames, {at.fps:.1f} frames/s, {at.eta:.0f} s left"
 
 
 def _moment(text: str) -> float:

@@ -131,6 +131,13 @@ def test_a_lora_is_merged(run: Any, parts: Parts) -> None:
         done = run("small_base.pt", "-o", "no.safetensors", "--lora", "lora.pt", *card)
         assert (done.status, done.out) == (2, "")
         assert "a LoRA needs the card of a DiT that gives its rank and alpha: longlive, small_tuned" in done.err
+    assert run("merged.safetensors", "-o", "theirs.safetensors", "--to", "diffusers").status == 0
+    for again in ("merged.safetensors", "theirs.safetensors"):  # what is merged is known, and not merged twice
+        assert header(again)["lora_sha256"] == hashlib.sha256(Path("lora.pt").read_bytes()).hexdigest()
+        done = run(again, "-o", "no.safetensors", "--lora", "lora.pt", "--card", "small_tuned")
+        assert (done.status, f"{again} has a LoRA in it already, lora.pt: leave lora.pt out" in done.err) == (2, True)
+    theirs = Pipeline.load(model=folder, checkpoint="theirs.safetensors")
+    assert theirs.latents(prompt=RED, frames=2).equal(loaded.latents(prompt=RED, frames=2))
     torch.save({f"base_model.model.blocks.7.{name}": torch.zeros(3, 3) for name in
                 ("ffn.0.lora_A.weight", "ffn.0.lora_B.weight")}, "lora.pt")  # fmt: skip
     done = run("small_base.pt", "-o", "no.safetensors", "--lora", "lora.pt", "--card", "small_tuned")
@@ -166,24 +173,30 @@ def test_what_fails_on_the_way_leaves_the_older_file(run: Any, parts: Parts, mon
 
     monkeypatch.setattr(writing.os, "fsync", full)
     done = run("a.pt", "-o", "out.safetensors", "--force")
-    assert (done.status, "No space left" in done.err) == (2, True)
+    assert (done.status, "cannot write out.safetensors: No space left" in done.err) == (2, True)
     assert Path("out.safetensors").read_bytes() == b"older"
     assert not list(Path().glob("*.part"))
 
 
 @pytest.mark.parametrize(("content", "argv", "message"), [
     ({"a": torch.zeros(2)}, (), "is not DiT, VAE or text encoder of a Wan model: no names"),
-    ("two", (), "several tables of tensors; choose one with key: 'generator_ema'"),
+    ("two", (), "several tables of tensors; choose one with key, by `arvid convert --key`"),
     ("two", ("--key", "critic"), "no table of tensors called 'critic'"),
     ("two", ("--card", "nobody"), "no card is called 'nobody'"),
     ("two", ("-o", "a.pt"), "name the output .safetensors"),
     ("two", ("-o", "no/a.safetensors"), "there is no folder"),
     (None, (), "no weights at a.pt"),
+    ("bare", ("--card", "large"), "a.pt does not fit its card: blocks.2.cross_attn.k.bias, "),
+    ("int8", (), "a.pt: patch_embedding.weight (torch.int8), "),
+    ("fp8", ("--card", "small"), "(torch.float8_e4m3fn) and 59 more not floating point of 16 bits or more"),
 ])  # fmt: skip
 def test_bad_input(run: Any, parts: Parts, content: Any, argv: tuple[str, ...], message: str) -> None:
     if content == "two":
         dit = states(parts)["dit"]
         content = {"generator_ema": dit, "generator": other(dit)}
+    if content in ("bare", "int8", "fp8"):
+        dtype = {"bare": torch.float32, "int8": torch.int8, "fp8": torch.float8_e4m3fn}[content]
+        content = {name: value.to(dtype) for name, value in states(parts)["dit"].items()}
     if content is not None:
         torch.save(content, "a.pt")
     done = run("a.pt", "-o", "out.safetensors", *argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import weakref
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_a_file_that_is_no_embeddings_or_is_damaged(folder: Path, made: Path, tm
             Pipeline.load(model=folder, text=path)
         assert str(path) in str(caught.value)
 
-    refused(tmp_path / "none.safetensors", "no weights at")
+    refused(tmp_path / "none.safetensors", "no embeddings at .*; make them with `arvid encode")
     refused(folder / "diffusion_pytorch_model.safetensors", "holds no embeddings of prompts; make them with `arvid enc")
     refused(folder / "Wan2.1_VAE.pth", r"is no \.safetensors file")
     rows = load_file(made)
@@ -131,6 +132,11 @@ def test_a_file_that_is_no_embeddings_or_is_damaged(folder: Path, made: Path, tm
         ({"0": rows["0"][:0]}, {}, "contradicts itself"), ({"1": rows["0"] + 1}, {}, "contradicts itself"),
         ({"0": rows["0"] * torch.nan}, {}, "values that are not finite"), ({}, {"prompts": "{"}, "contradicts itself"),
         ({}, {"prompts": "[]"}, "contradicts itself"), ({}, {"length": "2"}, "contradicts itself"),
+        ({}, {"length": "null"}, "contradicts itself"), ({}, {"length": '"16"'}, "contradicts itself"),
+        ({}, {"prompts": "[1]"}, "contradicts itself"), ({}, {"grammar": "3"}, "contradicts itself"),
+        ({"0": rows["0"].int()}, {}, "floating point"), ({"0": rows["0"].to(torch.complex64)}, {}, "floating point"),
+        ({"0": rows["0"].to(torch.float8_e4m3fn)}, {}, "and floating point"),
+        ({"1": rows["0"].clone()}, {"prompts": json.dumps([RED, RED])}, "one prompt for each row"),
     ):  # fmt: skip
         save_file({**rows, **change}, made, metadata={**about, **wrong})
         refused(made, message)
@@ -165,6 +171,9 @@ def test_the_encoder_is_freed_after_encoding_and_read_once_a_request(folder: Pat
     (("x", "-o", "no/a.safetensors"), "in a folder that exists"),
     (("x", "-o", "a.safetensors", "--model", "none"), "none is not a folder of arvid weights"),
     (("x", "-o", "a.safetensors", "--prompts", "none.txt"), "none.txt"),
+    (("x", " ", "-o", "a.safetensors", "--model", "none"), "a prompt is empty; describe the video"),
+    (("x", "-o", "a.safetensors", "--device", "abacus"), "device 'abacus' cannot be used here"),
+    (("x", "-o", "a.safetensors", "--model", "wan2.1-t2v-1.4b"), "did you mean the card 'wan2.1-t2v-1"),
     (("a purple cow", "-o", "a.safetensors"), "does not know the words 'cow'"),
 ])  # fmt: skip
 def test_bad_input_leaves_no_file(run: Any, argv: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
@@ -182,14 +183,32 @@ def test_infinities_of_both_signs_do_not_cancel(tmp_path: Path) -> None:
         load_exactly(tensors, {"x": (3,)})
 
 
-def test_whole_numbers_are_refused_and_eight_bit_floats_scanned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn,
+                                   torch.float8_e5m2])  # fmt: skip
+def test_no_weights_are_whole_numbers_or_of_eight_bits(tmp_path: Path, dtype: torch.dtype) -> None:
     path = tmp_path / "x.safetensors"
-    save_file({"x": torch.ones(2, dtype=torch.int8)}, path)
-    with open_tensors(path) as tensors, pytest.raises(ValueError, match="x not floating point"):
-        load_exactly(tensors, {"x": (2,)})
-    save_file({"x": torch.tensor([1.0, torch.nan]).to(torch.float8_e4m3fn)}, path)
-    with open_tensors(path) as tensors, pytest.raises(ValueError, match=r"x \(1 of 2 values"):
-        load_exactly(tensors, {"x": (2,)})
+    save_file({"x": torch.ones(2).to(dtype)}, path)
+    match = rf"x \({dtype}\) not floating point of 16 bits or more$"
+    with open_tensors(path) as tensors, pytest.raises(ValueError, match=match):
+        load_exactly(tensors, {"x": (2,)}, dtype=torch.float32)
+
+
+def test_all_that_is_wrong_is_one_report(tmp_path: Path) -> None:
+    state = {**STATE, "more": torch.ones(1), "conv.weight": torch.full_like(STATE["conv.weight"], torch.nan)}
+    del state["scalar"]
+    state["conv.bias"] = torch.full((3,), torch.inf)  # of another shape: said once, not read
+    torch.save(state, tmp_path / "model.pt")
+    with open_tensors(tmp_path / "model.pt") as tensors, pytest.raises(ValueError, match=(
+        r"model\.pt does not fit its card: scalar missing; more unexpected; conv\.bias \(3,\) instead of \(2,\) of "
+        r"another shape; conv\.weight \(24 of 24 values, read as .*\) with values that are not finite$")):  # fmt: skip
+        load_exactly(tensors, SHAPES)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(ValueError, match=r"pipe\.pt is no regular file"), open_tensors(tmp_path / "pipe.pt"):
+        pass
 
 
 def test_two_names_of_one_tensor_must_be_equal(tmp_path: Path) -> None:

@@ -187,7 +187,10 @@ def test_a_wrong_tokenizer(folder: Path, parts: Parts) -> None:
     train_tokenizer(sentences("a {red|green} ball"), path)
     refused(path, r"has 7 pieces, .* embeds 35, .*: use the tokenizer that came with it", model=folder)
     path.write_bytes(right[:100])
-    refused(path, "is not a sentencepiece model", model=folder)
+    refused(path, "is not a readable sentencepiece model", model=folder)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (folder / DIT).write_bytes(b"never read")
+    refused(path, "LFS pointer.*run `git lfs pull`", model=folder)
     path.write_bytes(right.replace(b"<pad>", b"<bad>"))
     refused(path, "pad", model=folder)
 
@@ -218,7 +221,7 @@ def test_files_that_are_not_there(whole: Path, tmp_path: Path) -> None:
     refused(tmp_path / "file", "is not a folder", model=tmp_path / "file")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_no_flipped_byte_gets_past_unless_names_and_shapes_are_right(whole: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([DIT, VAE]))

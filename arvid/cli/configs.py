@@ -38,7 +38,7 @@ def add(parser: argparse.ArgumentParser, option: str | None = None, several: boo
     add_use(parser)
     parser.add_argument(
         "--model", metavar="FOLDER", help="weights: arvid's, Wan's official or Diffusers' folder, or org/name on the "
-        "hub; where no weights are read, a card's name will do (default: the bundled model)",
+        "hub; where no weights are read, a card's name or .json file will do (default: the bundled model)",
     )  # fmt: skip
 
 
@@ -100,9 +100,14 @@ def chosen(arguments: argparse.Namespace) -> tuple[PipelineConfig, str | None]:
 def card_of(arguments: argparse.Namespace, student: str | None = None) -> Card:
     """The card that `--model` names, or that of the weights asked for, `student` being the preset in use; raises as
     `found`."""
+    from arvid.models.finding import card_named
     from arvid.models.specs import CARDS
+    from arvid.models.weights import BUNDLED, load_card
 
-    return CARDS[arguments.model] if arguments.model in CARDS else found(arguments, student).card
+    if arguments.model in CARDS or str(arguments.model).endswith(".json"):
+        return card_named(arguments.model)
+    bundled = load_card(BUNDLED)
+    return bundled if arguments.model == bundled.name else found(arguments, student).card
 
 
 def found(arguments: argparse.Namespace, student: str | None = None) -> Found:
@@ -113,9 +118,10 @@ def found(arguments: argparse.Namespace, student: str | None = None) -> Found:
     from arvid.presets import STUDENTS
 
     given = {key: getattr(arguments, key, None) for key in ("checkpoint", "card", "lora")}
+    runs = hasattr(arguments, "checkpoint")
     try:
         what = find(BUNDLED if arguments.model is None else arguments.model, **given,
-                    student=student if student in STUDENTS else None)  # fmt: skip
+                    student=student if student in STUDENTS else None, runs=runs)  # fmt: skip
     except FileNotFoundError as error:
         if close := difflib.get_close_matches(str(arguments.model), CARDS, n=1, cutoff=0.6):
             here = "" if close[0] == arguments.model else f"; did you mean the card {close[0]!r}?"

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from . import configs
+
 __all__ = ["add", "run"]
 
 EXAMPLES = """\
@@ -40,13 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
     prompts = [*arguments.prompts, *_lines(arguments.file)]
     if not prompts:
         raise ValueError("no prompt given; give at least one, or --prompts FILE.txt")
+    if not all(prompt.strip() for prompt in prompts):
+        raise ValueError("a prompt is empty; describe the video in words")
     import torch
 
     from arvid.models.embeddings import Embeddings, encoder_hash
-    from arvid.models.loading import find, read_text
-    from arvid.models.weights import BUNDLED
+    from arvid.models.loading import read_text
+    from arvid.pipeline import usable
 
-    found = find(BUNDLED if arguments.model is None else arguments.model, card=arguments.card)
+    device, found = usable(arguments.device), configs.found(arguments)
     folder = found.folder
     missing = [str(path) for path in (folder.text, folder.tokenizer) if not path.exists()]
     if missing:
@@ -56,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     if older:
         older.check(digest, found.card.dit.text_length, found.card.dit.text_dim)
     dtype = torch.float32 if folder.kind == "arvid" else torch.bfloat16
-    text = read_text(folder.text, folder.tokenizer, found.card, arguments.device, dtype)
+    text = read_text(folder.text, folder.tokenizer, found.card, device, dtype)
     made = Embeddings.of(text, prompts, digest)
     whole = older.merged(made) if older else made
     whole.write(output)

@@ -12,9 +12,10 @@ from torch import Tensor
 from arvid import __version__
 
 from .file_faults import TORCH, listed
-from .files import Tensors, open_tensors
+from .files import WIDE, Tensors, check_fit, open_tensors
+from .finding import header
 from .hub import sha256_of
-from .loading import known_names, open_lora, opened
+from .loading import known_names, open_lora, opened, shapes_of, wan_names
 from .lora import FACTOR, PEFT, merge_lora
 from .names import to_diffusers, to_wan
 from .specs import CARDS, Card
@@ -23,6 +24,8 @@ from .writing import write_safetensors
 __all__ = ["convert"]
 
 PARTS = ("dit", "vae", "text")
+KEPT = ("key", "card", "lora", "lora_sha256")
+"""What the header of a converted file says of its weights, and says again when it is converted."""
 
 
 def convert(
@@ -32,10 +35,10 @@ def convert(
     """Write the weights of a file or of a folder of shards, under official or Diffusers' names, and return the header.
 
     `key` names the entry of a torch file (None: the card's, else the only one). `lora` is added with the card's rank
-    and alpha. Dtypes are kept; values are checked to be finite. The header's metadata are "source", "sha256" (of each
-    file), "key", "card", "lora", "lora_sha256" and "arvid", the version. The output gets its name when it is whole.
-    Raises `FileNotFoundError`, `FileExistsError` without `force`, and `ValueError` as `open_tensors`, and for names of
-    no or several parts of a model.
+    and alpha. Dtypes are kept; values are checked to be finite, names and shapes to be the card's where one is given.
+    The header's metadata are "source", "sha256" (of each file), "key", "card", "lora", "lora_sha256" and "arvid", the
+    version. The output gets its name when it is whole. Raises `FileNotFoundError`, `FileExistsError` without `force`,
+    and `ValueError` as `open_tensors`, and for names of no or several parts of a model.
     """
     source, output = Path(source), Path(output)
     if to not in ("official", "diffusers"):
@@ -54,8 +57,15 @@ def convert(
         if tensors.path.resolve() == output.resolve():
             raise ValueError(f"{output} is the source itself; give another name")
         names, part = _wan(tensors)
+        if card is not None:
+            check_fit(tensors, shapes_of(part, card), wan_names(part, tensors))
+        if narrow := [f"{name} ({tensors.dtype(name)})" for name in names if tensors.dtype(name) not in WIDE]:
+            raise ValueError(f"{tensors.path}: {listed(narrow)} not floating point of 16 bits or more; get the weights "
+                             "as they were published")
         read, about = _reader(tensors, names), _about(tensors, key, card)
         if lora is not None:
+            if "lora" in about:
+                raise ValueError(f"{source} has a LoRA in it already, {about['lora']}: leave {lora} out")
             read, more = _with_lora(read, names, part, card, Path(lora), stack)
             about |= more
         own = names if to == "official" else to_diffusers(part, names)
@@ -97,6 +107,7 @@ def _about(tensors: Tensors, key: str | None, card: Card | None) -> dict[str, st
         files = [tensors.path.with_name(home) for home in sorted({*homes})]
     about = {"format": "pt", "source": tensors.path.name, "arvid": __version__}
     about["sha256"] = sha256_of(files[0]) if len(files) == 1 else json.dumps({f.name: sha256_of(f) for f in files})
+    about |= {name: value for name, value in header(tensors.path).items() if name in KEPT}
     return about | ({"key": key} if key else {}) | ({"card": card.name} if card else {})
 
 

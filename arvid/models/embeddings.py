@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .file_faults import listed
-from .files import open_tensors
+from .files import WIDE, open_tensors
 from .names import to_wan
 from .text import TextEncoder, key_of
 from .writing import write_safetensors
@@ -48,9 +48,12 @@ class Embeddings:
     def read(cls, path: str | Path) -> Embeddings:
         """The embeddings of a file. Raises `FileNotFoundError`, and `ValueError` for a file of another kind."""
         path = Path(path)
-        if path.exists() and path.suffix != ".safetensors":
+        if not path.exists():
+            raise FileNotFoundError(f"no embeddings at {path}; make them with `arvid encode PROMPT -o FILE`")
+        if path.suffix != ".safetensors":
             raise ValueError(f"{path} is no .safetensors file; give one of `arvid encode PROMPT -o FILE.safetensors`")
         with open_tensors(path) as tensors:
+            narrow = [name for name in tensors.names if tensors.dtype(name) not in WIDE]
             rows = [tensors[name].clone() for name in sorted(tensors.names, key=lambda name: (len(name), name))]
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
@@ -61,6 +64,10 @@ class Embeddings:
             named = dict(zip(prompts, rows, strict=True))
         except (KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{path} contradicts itself; make it again: {error}") from error
+        texts = [*named, "" if grammar is None else grammar]
+        if narrow or len(named) < len(rows) or type(length) is not int or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{path} contradicts itself; make it again: it needs one prompt for each row, a number of "
+                             "rows, and floating point")
         widths = {row.shape[1:] for row in rows}
         if any(row.ndim != 2 or not 0 < len(row) <= length for row in rows) or len(widths) != 1:
             raise ValueError(f"{path} contradicts itself; make it again: rows are [tokens, D], at most {length} tokens")

@@ -20,7 +20,7 @@ from torch import Tensor
 from .file_faults import TORCH, listed, mistaken
 from .torch_files import torch_table
 
-__all__ = ["Tensors", "load_exactly", "open_tensors"]
+__all__ = ["WIDE", "Tensors", "check_fit", "load_exactly", "open_tensors"]
 
 INDEX = ".safetensors.index.json"
 DTYPES = {
@@ -29,6 +29,8 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
 }  # fmt: skip
+WIDE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""What weights are published in. Floats of 8 bits are other people's, with scales that nothing here reads."""
 
 
 class Entry(NamedTuple):
@@ -88,6 +90,8 @@ def open_tensors(path: str | Path, key: str | None = None) -> Iterator[Tensors]:
         raise FileNotFoundError(f"no weights at {path}; give a .safetensors, {INDEX}, .pt or .pth file, or a folder")
     if path.is_dir():
         path = _in_folder(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file; give a .safetensors, {INDEX}, .pt or .pth file, or a folder")
     is_torch = path.suffix in TORCH
     if not is_torch and path.suffix != ".safetensors" and not path.name.endswith(INDEX):
         raise ValueError(f"{path} is no kind of weights known here; give .safetensors, *{INDEX}, .pt or .pth")
@@ -113,32 +117,54 @@ def load_exactly(
     """Copies of the tensors, one read at a time: the names and shapes of `wanted`, all finite; or `ValueError`.
 
     `names` gives the wanted name of each name in the file (see `arvid.models.names.to_wan`); two names of one tensor
-    must hold the same values. `dtype` None keeps the file's. Names, shapes and dtypes are checked before anything is
-    read, values in `dtype`: what overflows float16 is refused there, and fits bfloat16.
+    must hold the same values. `dtype` None keeps the file's. Values are checked in `dtype`: what overflows float16 is
+    refused there, and fits bfloat16. All that is wrong is one report.
     """
     names = {name: name for name in tensors.names} if names is None else names
-    shapes = [
-        f"{name} {tensors.shape(name)} instead of {tuple(wanted[own])}"
-        for name, own in names.items()
-        if own in wanted and tensors.shape(name) != tuple(wanted[own])
-    ]
-    _refuse(tensors.path, {
-        "missing": sorted(set(wanted) - set(names.values())),
-        "unexpected": sorted(name for name in tensors.names if names.get(name) not in wanted),
-        "of another shape": shapes,
-        "not floating point": sorted(name for name in names if not tensors.dtype(name).is_floating_point),
-    })  # fmt: skip
+    faults = _faults(tensors, wanted, names)
+    sound = not any(faults.values())
     state, infinite, unequal = {}, [], []
     for name, own in names.items():
+        if not _fits(tensors, name, wanted.get(own)):
+            continue
         value = tensors[name]
         cast = value.to(device, dtype or value.dtype, copy=True)
         if bad := _not_finite(cast):
             infinite.append(f"{name} ({bad} of {value.numel()} values, read as {cast.dtype})")
         elif own in state and not torch.equal(state[own], cast):
             unequal.append(name)
-        state.setdefault(own, cast)
-    _refuse(tensors.path, {"with values that are not finite": infinite, "not equal to their other name": unequal})
+        if sound:  # otherwise values are looked at for the report only
+            state.setdefault(own, cast)
+    faults |= {"with values that are not finite": infinite, "not equal to their other name": unequal}
+    _refuse(tensors.path, faults)
     return state
+
+
+def check_fit(tensors: Tensors, wanted: Mapping[str, tuple[int, ...]], names: Mapping[str, str]) -> None:
+    """Raise as `load_exactly` for names, shapes and dtypes, without reading a value."""
+    _refuse(tensors.path, _faults(tensors, wanted, names))
+
+
+def _faults(
+    tensors: Tensors, wanted: Mapping[str, tuple[int, ...]], names: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """What is wrong with names, shapes and dtypes, by the kind of fault."""
+    shapes = [
+        f"{name} {tensors.shape(name)} instead of {tuple(wanted[own])}"
+        for name, own in names.items()
+        if own in wanted and tensors.shape(name) != tuple(wanted[own])
+    ]
+    narrow = sorted(f"{name} ({tensors.dtype(name)})" for name in names if tensors.dtype(name) not in WIDE)
+    return {
+        "missing": sorted(set(wanted) - set(names.values())),
+        "unexpected": sorted(name for name in tensors.names if names.get(name) not in wanted),
+        "of another shape": shapes,
+        "not floating point of 16 bits or more": narrow,
+    }
+
+
+def _fits(tensors: Tensors, name: str, shape: tuple[int, ...] | None) -> bool:
+    return shape is not None and tensors.shape(name) == tuple(shape) and tensors.dtype(name) in WIDE
 
 
 def _refuse(path: Path, groups: Mapping[str, list[str]]) -> None:
@@ -150,9 +176,8 @@ def _not_finite(value: Tensor) -> int:
     """How many values are not finite, in little memory."""
     bad = 0
     for piece in value.reshape(-1).split(1 << 24):
-        wide = piece.float() if piece.itemsize == 1 else piece
-        if not wide.sum().isfinite():  # many times faster than looking at each; a sum may overflow, so then look
-            bad += int((~wide.isfinite()).sum())
+        if not piece.sum().isfinite():  # many times faster than looking at each; a sum may overflow, so then look
+            bad += int((~piece.isfinite()).sum())
     return bad
 
 
@@ -170,7 +195,7 @@ def _in_folder(folder: Path) -> Path:
         what = "indexes" if indexes else "files and no index"
         raise ValueError(f"{folder} has {len(found)} {what}: {listed([path.name for path in found])}; give one's path")
     if indexes and indexes[0].with_name(indexes[0].name.removesuffix(".index.json")) in single:
-        raise ValueError(f"{folder} has {indexes[0].name} and its weights in one file; give the path of either")
+        raise ValueError(f"{folder} has {indexes[0].name} and its weights in one file; remove either, or give its path")
     return found[0]
 
 

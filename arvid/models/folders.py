@@ -47,25 +47,42 @@ class Folder:
 
 def look(path: Path) -> Folder:
     """What kind of folder it is, and where its parts are, or would be. Raises `FileNotFoundError` for another kind, and
-    `ValueError` for a config.json that is no table or not of a Wan DiT."""
+    `ValueError` for a config.json that is no table or not of a Wan DiT, and for a model of two."""
     if (path / "card.json").exists():
         own, dit, vae, text, tokenizer = (path / name for name in FILES)
         return Folder(path, "arvid", dit, vae, text, tokenizer, own, {})
     if (path / "model_index.json").is_file() or (path / "transformer").is_dir():
         config = path / "transformer" / "config.json"
         dit, vae, text, tokenizer = (path / name for name in ("transformer", "vae", "text_encoder", "tokenizer"))
+        if (path / "transformer_2").exists():
+            raise ValueError(f"{path} is of two DiTs, transformer and transformer_2, each for a range of noise levels; "
+                             "only models of one are read")
         return Folder(path, "diffusers", dit, vae, text, tokenizer / "spiece.model", config, _sizes(config, _DIFFUSERS))
     config = path / "config.json"
     if config.is_file():
-        dit = path if (path / DIT[0]).exists() and (path / DIT[1]).exists() else _first(path, DIT)
         tokenizer = path / "google" / "umt5-xxl" / "spiece.model"
-        return Folder(path, "official", dit, _first(path, VAES), _first(path, TEXTS), tokenizer, config,
+        return Folder(path, "official", _dit(path), _first(path, VAES), _first(path, TEXTS), tokenizer, config,
                       _sizes(config, _WAN))  # fmt: skip
+    if not path.is_dir():
+        what = "it is a file" if path.exists() else "nothing is there"
+        raise FileNotFoundError(
+            f"{path} is not a folder of arvid weights, nor of others: {what}; give a folder, Wan's with "
+            "config.json, Diffusers' with model_index.json, or a hub id org/name"
+        )
     missing = [name for name in FILES if not (path / name).is_file()]
     raise FileNotFoundError(
-        f"{path} is not a folder of arvid weights: {', '.join(missing)} missing (`python -m arvid.training` makes "
+        f"{path} is not a folder of arvid weights: {', '.join(missing)} missing (`arvid train` makes "
         "one); nor one of published weights, Wan's with config.json or Diffusers' with model_index.json"
     )
+
+
+def _dit(folder: Path) -> Path:
+    """The index of the DiT's shards, the one file, or, to be refused, the folder that has both."""
+    index, single = (folder / name for name in DIT)
+    if index.exists() and single.exists():
+        return folder
+    sharded = any(folder.glob(DIT[1].replace(".", "-*-of-*.")))
+    return index if index.exists() or (sharded and not single.exists()) else single
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path:
@@ -93,7 +110,7 @@ def _sizes(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
 
 def check_sizes(folder: Folder, card: Card) -> None:
     """Raise `ValueError` where a folder's config.json states other sizes than the card, and name cards that fit."""
-    stated = [f"{name} {value} (the card: {getattr(card.dit, name)})" for name, value in folder.sizes.items()
+    stated = [f"{name} {value!r} (the card: {getattr(card.dit, name)})" for name, value in folder.sizes.items()
               if value != getattr(card.dit, name)]  # fmt: skip
     if stated:
         raise ValueError(f"{folder.config} is not of the card {card.name!r}: {', '.join(stated)}; "

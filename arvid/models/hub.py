@@ -6,6 +6,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 
 __all__ = ["file_of", "folder_of", "sha256_of"]
@@ -20,8 +21,11 @@ def folder_of(model: str | Path) -> Path:
     """The folder `model`, or that of the hub's repository "org/name", from the local cache or downloaded.
 
     A string is an id only where no local path begins like it. Files that were downloaded just now are compared with
-    the hub's SHA-256. Raises `FileNotFoundError` for what is neither, or cannot be had here and now.
+    the hub's SHA-256. Raises `FileNotFoundError` for what is neither, or cannot be had here and now, and
+    `ValueError` for an address.
     """
+    if isinstance(model, str) and "://" in model:
+        raise ValueError(f"{model} is an address; give a local folder, or the hub's id org/name")
     if _is_local(model) or not isinstance(model, str) or not ID.fullmatch(model):
         return Path(model)
 
@@ -40,9 +44,13 @@ def file_of(path: str | Path) -> Path:
         return Path(path)
 
     def get() -> Path:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import snapshot_download
 
-        return Path(hf_hub_download(m[1], m[2]))
+        # A download of one file tries for half a minute where there is no network, and says so each time.
+        found = Path(snapshot_download(m[1], allow_patterns=[escape(m[2])])) / m[2]
+        if not found.is_file():
+            raise FileNotFoundError(f"{m[1]} has no {m[2]}, or not in the local cache")
+        return found
 
     return _fetched(str(path), get)
 

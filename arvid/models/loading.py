@@ -1,52 +1,42 @@
-"""Published weights put together: the folder of a model, a student's checkpoint over it, and the card of both.
+"""Networks filled with published weights: of the folder of a model, of a student's checkpoint over it, of a LoRA.
 
 Networks are made without memory and filled tensor by tensor, exactly or not at all.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .dit import CausalDiT
 from .embeddings import Embeddings, FreedEncoder, encoder_hash
-from .file_faults import TORCH, listed
+from .file_faults import TORCH, listed, mistaken
 from .files import Entry, Tensors, load_exactly, open_tensors
-from .folders import Folder, check_sizes, describe, fitting, look
-from .hub import file_of, folder_of
+from .finding import Found, card_named, find
+from .folders import describe
 from .lora import merge_lora
 from .names import from_wan_names, renames_of, to_wan, to_wan_names, unwrapped
-from .specs import CARDS, Card, card
+from .specs import Card
 from .text import TextEncoder, build_umt5, load_tokenizer
 from .vae import WanVAE
 
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
 __all__ = [
     "DTYPES", "Found", "Loaded", "Text", "card_named", "find", "known_names", "load", "open_lora", "opened",
-    "read_text", "wan_names",
+    "read_text", "shapes_of", "wan_names",
 ]  # fmt: skip
 
 LORA_KEY = "generator_lora"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Text = TextEncoder | FreedEncoder | Embeddings
-
-
-@dataclass(frozen=True)
-class Found:
-    """What to load: `checkpoint` in place of the folder's DiT, and `lora` on top of it."""
-
-    folder: Folder
-    card: Card
-    checkpoint: Path | None = None
-    lora: Path | None = None
 
 
 class Loaded(NamedTuple):
@@ -56,93 +46,6 @@ class Loaded(NamedTuple):
     vae: WanVAE
     text: Text
     tolerated: tuple[str, ...]
-
-
-def card_named(name: str | Card) -> Card:
-    """A card as it is, by its name, or from a .json file. Raises `ValueError` and `TypeError`."""
-    if isinstance(name, Card):
-        return name
-    if not isinstance(name, str):
-        raise TypeError(f"card={name!r}: give a card's name, the path of its .json, or a Card")
-    if not name.endswith(".json"):
-        return card(name)
-    try:
-        return Card.from_dict(json.loads(Path(name).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no card {name}") from None
-    except (TypeError, ValueError) as error:  # JSON and Unicode errors are ValueErrors
-        raise ValueError(f"{name} is not a model card: {error}") from error
-
-
-def find(
-    model: str | Path, checkpoint: str | Path | None = None, card: str | Card | None = None,
-    lora: str | Path | None = None, student: str | None = None,
-) -> Found:  # fmt: skip
-    """The folder, the files and their card, without reading weights.
-
-    The card is `card`, else that of the preset `student`, else what the checkpoint's header or name says; without a
-    checkpoint the folder's own, or the base card of its sizes. Raises `FileNotFoundError`, and `ValueError` where that
-    leaves it open, and where a config.json states other sizes.
-    """
-    folder = look(folder_of(model))
-    file = None if checkpoint is None else file_of(checkpoint)
-    if file is not None and not file.exists():
-        raise FileNotFoundError(f"no checkpoint at {file}; give a student's .pt, .pth or .safetensors")
-    chosen = _card(folder, file, card, student)
-    check_sizes(folder, chosen)
-    return Found(folder, chosen, file, _lora_file(chosen, file, lora))
-
-
-def _card(folder: Folder, file: Path | None, given: str | Card | None, student: str | None) -> Card:
-    if folder.kind == "arvid":
-        own = card_named(str(folder.config))
-        if given is not None and card_named(given) != own:
-            raise ValueError(f"{folder.path} has its own card, {own.name!r}, for its own weights: leave card out")
-        return own
-    if given is not None:
-        return card_named(given)
-    if student is not None:
-        return card(student)
-    if file is None:
-        if names := fitting(folder.sizes):
-            warnings.warn(f"{folder.path}: the weights are of no student, which sees what it made; give a checkpoint, "
-                          "or a card if they are", stacklevel=5)  # fmt: skip
-            return CARDS[names[0]]
-        raise ValueError(f"{folder.config} states sizes that no card has; give card, a name or a .json file (cards: "
-                         f"{', '.join(sorted(CARDS))})")
-    said = _header(file).get("card")
-    named = [name for name, each in CARDS.items() for end in each.files if f"/{file.as_posix()}".endswith(f"/{end}")]
-    if said in CARDS:
-        return CARDS[said]
-    if len(named) == 1:
-        return CARDS[named[0]]
-    raise ValueError(f"{file}: its name does not say which model it is; give card, one of {', '.join(sorted(CARDS))}")
-
-
-def _header(file: Path) -> Mapping[str, str]:
-    """The metadata of a .safetensors file, such as `arvid convert` writes; of others, nothing."""
-    if file.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return opened.metadata() or {}
-    except (SafetensorError, OSError):  # said when it is read
-        return {}
-
-
-def _lora_file(card: Card, file: Path | None, lora: str | Path | None) -> Path | None:
-    if lora is not None:
-        if card.lora is None:
-            raise ValueError(f"lora={str(lora)!r}: the card {card.name!r} gives no rank and alpha; leave it out, or "
-                             "merge it into the weights with the card it belongs to")
-        return file_of(lora)
-    if card.lora is not None and not (file is not None and _header(file).get("lora")):
-        raise ValueError(f"the weights of {card.name!r} are {listed([*card.files])} and a LoRA: give the path of the "
-                         "LoRA too, or a file that `arvid convert --lora` merged")
-    return None
-
-
-# Networks
 
 
 def load(
@@ -185,6 +88,8 @@ def _prompts(found: Found, text: str | Path, device: str | torch.device, dtype: 
             if not path.exists():
                 raise FileNotFoundError(f"{path} is missing: get it, or give text=FILE, embeddings of `arvid encode`")
 
+        _pieces(folder.tokenizer, folder.text, found.card)  # a wrong one is known before 3 GB are read
+
         def read() -> TextEncoder:
             return read_text(folder.text, folder.tokenizer, found.card, *place)
 
@@ -200,13 +105,7 @@ def read_text(
     weights: Path, tokenizer: Path, card: Card, device: str | torch.device = "cpu", dtype: torch.dtype = torch.bfloat16
 ) -> TextEncoder:
     """A text encoder from its file, in any naming. Raises as `load`, and for a tokenizer that is not its own."""
-    pieces = load_tokenizer(tokenizer)
-    count, room = pieces.vocab_size(), card.text.vocab_size
-    special = (pieces.pad_id(), pieces.eos_id(), pieces.unk_id())
-    # Embedding tables have a few rows more than pieces, for sentinels and alignment: umT5's 0.15 %. mT5 has 2.5 % less.
-    if not 0.99 * room <= count <= room or special != (0, 1, 2):
-        raise ValueError(f"{tokenizer} has {count} pieces, <pad>, </s> and <unk> at {special}; the encoder {weights} "
-                         f"of {card.name!r} embeds {room}, those at (0, 1, 2): use the tokenizer that came with it")
+    pieces = _pieces(tokenizer, weights, card)
     with torch.device("meta"):
         umt5 = build_umt5(card.text)
     wanted = {name: tuple(value.shape) for name, value in to_wan_names(umt5.state_dict()).items()}
@@ -217,6 +116,32 @@ def read_text(
     text = TextEncoder(umt5, pieces, card.dit.text_length, card.grammar)
     text.to(device, dtype).eval().requires_grad_(False)
     return text
+
+
+def _pieces(tokenizer: Path, weights: Path, card: Card) -> SentencePieceProcessor:
+    """The tokenizer of a text encoder. Raises `ValueError` for a file that is none, and for another encoder's."""
+    try:
+        pieces = load_tokenizer(tokenizer)
+    except ValueError as error:
+        if error.__cause__ is None:  # it is one, and lacks pieces
+            raise
+        raise ValueError(f"{tokenizer} {mistaken(tokenizer, 'sentencepiece model')}") from error
+    count, room = pieces.vocab_size(), card.text.vocab_size
+    special = (pieces.pad_id(), pieces.eos_id(), pieces.unk_id())
+    # Embedding tables have a few rows more than pieces, for sentinels and alignment: umT5's 0.15 %. mT5 has 2.5 % less.
+    if not 0.99 * room <= count <= room or special != (0, 1, 2):
+        raise ValueError(f"{tokenizer} has {count} pieces, <pad>, </s> and <unk> at {special}; the encoder {weights} "
+                         f"of {card.name!r} embeds {room}, those at (0, 1, 2): use the tokenizer that came with it")
+    return pieces
+
+
+def shapes_of(part: str, card: Card) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of "dit", "vae" or "text", by Wan's names, in no memory."""
+    with torch.device("meta"):
+        if part == "text":
+            state = to_wan_names(build_umt5(card.text).state_dict())
+            return {name: tuple(value.shape) for name, value in state.items()}
+        return _shapes(CausalDiT(card.dit) if part == "dit" else WanVAE(card.vae))
 
 
 def _dit_state(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
+
+from .typed import wanted
 
 __all__ = ["CARDS", "SETTINGS", "Card", "DiTSpec", "TextSpec", "VAESpec", "card"]
 
@@ -93,6 +95,8 @@ class VAESpec:
                              f"{len(self.dim_mult) - 1}, got {len(self.temporal_downsample)}")
         if len(self.mean) != self.z_dim or len(self.std) != self.z_dim:
             raise ValueError(f"mean and std need z_dim={self.z_dim} values, got {len(self.mean)} and {len(self.std)}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std={self.std}: give positive values")
         if self.patch != 1 and self.layout == "wan21":
             raise ValueError(f"patch={self.patch}: only layout 'wan22' patchifies pixels")
 
@@ -111,7 +115,7 @@ class VAESpec:
 class TextSpec:
     """Sizes of a umT5 encoder (arXiv 2304.09151): gated GELU, pre-norm, a relative position bias in every layer.
 
-    Raises `ValueError` for sizes that are not positive.
+    Raises `ValueError` for sizes that are not positive or contradict each other.
     """
 
     vocab_size: int
@@ -124,6 +128,8 @@ class TextSpec:
 
     def __post_init__(self) -> None:
         _whole(self, *(f.name for f in fields(self)))
+        if self.attention_dim % self.num_heads:
+            raise ValueError(f"attention_dim={self.attention_dim} must be a multiple of num_heads={self.num_heads}")
 
 
 @dataclass(frozen=True)
@@ -132,10 +138,11 @@ class Card:
 
     `window` and `sink` are latent frames, `steps` nominal (before `shift`), `context_noise` a timestep in 0..1000,
     `train_horizon` the latent frames of training clips, `fps` pixel frames a second, `size` (height, width) in pixels,
-    `first_steps` are those of the first chunk where it has its own. `checkpoint_key` is the entry of the student's file
-    that holds the weights, `files` are the ends of the paths under which it is published, `lora` is (rank, alpha) of a
-    LoRA that belongs to it. `grammar` is the sentence pattern of a model with a closed vocabulary, `source` where the
-    numbers come from.
+    `first_steps` are those of the first chunks, one entry a chunk, where they have their own. `checkpoint_key` is the
+    entry of the student's file that holds the weights, `files` are the ends of the paths under which it is published,
+    `lora` is (rank, alpha) of a LoRA that belongs to it. `grammar` is the sentence pattern of a model with a closed
+    vocabulary, `source` where the numbers come from. `negative` is the prompt that guidance leads away from (None: no
+    text).
     Raises `ValueError` for numbers that cannot be, and for networks that do not fit each other.
     """
 
@@ -156,14 +163,18 @@ class Card:
     checkpoint_key: str | None = None
     grammar: str | None = None
     source: str = ""
-    first_steps: tuple[float, ...] | None = None
+    first_steps: tuple[tuple[float, ...], ...] | None = ()  # None, in cards written before, is none
     files: tuple[str, ...] = ()
     lora: tuple[int, float] | None = None
+    negative: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "size", "first_steps", "files", "lora"):
+        for name in ("steps", "size", "files", "lora"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
+        if not all(isinstance(steps, list | tuple) for steps in self.first_steps or ()):
+            raise ValueError(f"first_steps={self.first_steps!r}: give a list of steps for each of the first chunks")
+        object.__setattr__(self, "first_steps", tuple(map(tuple, self.first_steps or ())))
         _whole(self, "chunk", "window", "train_horizon", "size")
         if len(self.size) != 2:
             raise ValueError(f"size={self.size}: give (height, width) in pixels")
@@ -196,6 +207,9 @@ def _named(plain: Any, cls: type, what: str) -> dict[str, Any]:
         raise ValueError(f"{what} misses {', '.join(missing)}")
     if unknown := sorted(set(plain) - {f.name for f in fields(cls)}):
         raise ValueError(f"{what} has no field {', '.join(unknown)}")
+    for name, hint in get_type_hints(cls).items():
+        if name in plain and (words := wanted(hint, plain[name])):
+            raise ValueError(f"{what} has {name}={plain[name]!r}: give {words}")
     return dict(plain)
 
 
@@ -233,11 +247,17 @@ WAN22_VAE = VAESpec(
 )  # fmt: skip
 UMT5_XXL = TextSpec(vocab_size=256384, dim=4096, attention_dim=4096, ffn_dim=10240, num_heads=64, num_layers=24)
 
+WAN_NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
+    "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+"""Wan's own default (its released configuration, `sample_neg_prompt`)."""
+
 _T2V_1_3B = _wan_dit(1536, 8960, 12, 30)
 _SELF_FORCING = Card(
     "self_forcing", _T2V_1_3B, WAN21_VAE, UMT5_XXL, chunk=3, window=21, sink=0, steps=(1000, 750, 500, 250), shift=5.0,
     context_noise=0.0, train_horizon=21, fps=16, size=(480, 832), checkpoint_key="generator_ema",
-    files=("self_forcing_dmd.pt",),
+    files=("self_forcing_dmd.pt",), negative=WAN_NEGATIVE,
     source="Self Forcing, arXiv 2506.08009, and its released configuration self_forcing_dmd",
 )  # fmt: skip
 _CAUSAL_FORCING = replace(
@@ -253,7 +273,7 @@ _FRAMEWISE = replace(
 
 def _plus_plus(number: int, steps: tuple[float, ...]) -> Card:
     return replace(
-        _FRAMEWISE, name=f"causal_forcing_{number}step", steps=steps, first_steps=_FRAMEWISE.steps,
+        _FRAMEWISE, name=f"causal_forcing_framewise_{number}step", steps=steps, first_steps=(_FRAMEWISE.steps,),
         files=(f"framewise-{number}step.pt",), source="Causal-Forcing++, arXiv 2605.15141, and its released "
         f"configuration causal_forcing_dmd_framewise_{number}step",
     )  # fmt: skip
@@ -283,6 +303,11 @@ _STUDENTS = (
         _SELF_FORCING, name="longlive", window=12, sink=3, train_horizon=240, checkpoint_key=None,
         files=("longlive_base.pt",), lora=(256, 256.0), source="LongLive, arXiv 2509.22622, and its released "
         "configuration of version 1 (tuned on 240 latent frames)",
+    ),
+    replace(
+        _SELF_FORCING, name="diagonal", window=12, sink=3, steps=(1000, 100),
+        first_steps=((1000, 750, 500, 100), (1000, 750, 100)), checkpoint_key=None, files=(),
+        source="Diagonal Distillation, arXiv 2603.09488, and its released configuration diadistill_inference",
     ),
     replace(
         _SELF_FORCING, name="infinity_rope", window=6, sink=1, files=(),

@@ -25,18 +25,24 @@ if TYPE_CHECKING:
     from transformers import UMT5Config, UMT5EncoderModel
 
 __all__ = [
-    "BUNDLED_GRAMMAR", "BUNDLED_TOKENIZER", "TextEncoder", "build_umt5", "clean", "from_wan_names", "key_of",
-    "load_tokenizer", "sentences", "to_wan_names", "train_tokenizer", "umt5_config", "write_bundled_tokenizer",
+    "BUNDLED_GRAMMAR", "BUNDLED_TOKENIZER", "CLIPS_GRAMMAR", "TextEncoder", "build_umt5", "clean", "from_wan_names",
+    "key_of", "load_tokenizer", "sentences", "to_wan_names", "train_tokenizer", "umt5_config",
+    "write_bundled_tokenizer",
 ]
 
 BUNDLED_TOKENIZER = Path(__file__).parent / "bundled" / "tokenizer.model"
 
-BUNDLED_GRAMMAR = (
+_THING = (
     "a {red|green|blue|yellow|orange|purple|pink|cyan} {ball|square|triangle} "
-    "{bounces around|moves left and right|moves up and down|moves in a circle|grows and shrinks} "
-    "on a {black|white|gray|brown|navy|beige} background"
+    "{bounces around|moves left and right|moves up and down|moves in a circle|grows and shrinks}"
 )
+_GROUND = "on a {black|white|gray|brown|navy|beige} background"
+
+BUNDLED_GRAMMAR = f"{_THING} {_GROUND}"
 """Every prompt of the bundled model: one choice from each brace."""
+
+CLIPS_GRAMMAR = f"{BUNDLED_GRAMMAR}\n{_THING} and {_THING} {_GROUND}"
+"""Every caption of the procedural clips, of one object or of two: a pattern a line."""
 
 
 def umt5_config(spec: TextSpec) -> UMT5Config:
@@ -177,6 +183,13 @@ class TextEncoder(nn.Module):
                 f"the prompt has {len(ids)} tokens, end mark included, but the model reads {self.length}; shorten it: "
                 f"{prompt!r}"
             )
+        # Two objects take no other words than one: only their number tells that a model of one does not know them.
+        words, most = len(text.split()), _most_words(self.grammar or text)
+        if words > most:
+            raise ValueError(
+                f"the prompt {prompt!r} has {words} words, and no prompt of this model more than {most}; "
+                f"its prompts are: {self.grammar}"
+            )
         return ids
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
@@ -193,9 +206,20 @@ class TextEncoder(nn.Module):
 
 
 def sentences(grammar: str) -> list[str]:
-    """Every sentence of a pattern such as "a {red|green} ball", in order: one choice from each brace."""
-    parts = re.split(r"(\{.*?\})", grammar)
-    return ["".join(choice) for choice in itertools.product(*(part.strip("{}").split("|") for part in parts))]
+    """Every sentence of the patterns of a grammar, one a line: one choice from each brace of "a {red|green} ball"."""
+    return ["".join(choice) for choices in _choices(grammar) for choice in itertools.product(*choices)]
+
+
+def _choices(grammar: str) -> list[list[list[str]]]:
+    """For each pattern the choices of its parts, in order; of a part outside braces there is one."""
+    patterns = (re.split(r"(\{.*?\})", line) for line in grammar.splitlines())
+    return [[part.strip("{}").split("|") for part in parts] for parts in patterns]
+
+
+def _most_words(grammar: str) -> int:
+    """How many words the longest sentence has."""
+    longest = ("".join(max(part, key=lambda text: len(text.split())) for part in parts) for parts in _choices(grammar))
+    return max((len(sentence.split()) for sentence in longest), default=0)
 
 
 def _words(grammar: str) -> list[str]:

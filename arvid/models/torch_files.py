@@ -30,9 +30,11 @@ def torch_table(path: Path, key: str | None) -> dict[str, Tensor]:
     counts = ", ".join(f"{name!r} ({sum(map(torch.is_tensor, table.values()))} tensors)"
                        for name, table in tables.items()) + ("; '' is the file's own table" if "" in tables else "")
     if key is None and len(tables) > 1:
-        raise ValueError(f"{path} holds several tables of tensors; choose one with key: {counts}")
+        raise ValueError(f"{path} holds several tables of tensors; choose one with key, by `arvid convert --key` or by "
+                         f"the card it belongs to: {counts}")
     if key is not None and key not in tables:
-        raise ValueError(f"{path} has no table of tensors called {key!r}; it has {counts}")
+        raise ValueError(f"{path} has no table of tensors called {key!r}; it has {counts}; `arvid convert --key` "
+                         "takes another")
     table = tables[next(iter(tables)) if key is None else key]
     if strange := [str(name) for name, value in table.items() if not (isinstance(name, str) and _is_plain(value))]:
         raise ValueError(f"{path}: {listed(strange)} not a dense tensor on the CPU; weights hold nothing else")
@@ -85,7 +87,8 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
-            for record in records:
+            packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
+            for record in [] if packed else records:  # unpacked they may be a thousand times the file
                 with archive.open(record) as content:
                     if "/data/" not in record.filename:
                         content.read()
@@ -93,7 +96,7 @@ def _check_archive(path: Path) -> None:
         raise ValueError(f"{path} {mistaken(path)}: {_in_short(error)}") from error
     if any(record.filename.endswith("/constants.pkl") for record in records):
         raise ValueError(f"{path} holds a TorchScript program, not weights; {CONVERT}")
-    if packed := [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]:
+    if packed:
         raise ValueError(f"{path}: {listed(packed)} compressed; give the file as torch.save wrote it")
     if len({record.filename for record in records}) < len(records):
         raise ValueError(f"{path} holds a record twice, so it is not as torch.save wrote it; get it again")

@@ -5,13 +5,15 @@ A stream owns its state and only reads the model, so any number of streams may s
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from .vae import WanVAE
 from .vae_layers import StreamState
 
-__all__ = ["DecodeStream", "EncodeStream"]
+__all__ = ["DecodeStream", "EncodeStream", "encoded"]
 
 
 class DecodeStream:
@@ -35,6 +37,19 @@ class DecodeStream:
         """
         return self.vae.decode(latents_BFCHW, self.clamp, state=self._state)
 
+    def snapshot(self) -> tuple[tuple[int, ...] | None, dict[str, Tensor]]:
+        """What the stream remembers: (batch, height, width), and the last frames of each convolution's input, by name.
+        Nothing later changes it."""
+        names = {module: name for name, module in self.vae.named_modules()}
+        return self._state.size_BHW, {names[module]: frames for module, frames in self._state.frames.items()}
+
+    def restore(self, snapshot: tuple[tuple[int, ...] | None, dict[str, Tensor]]) -> None:
+        """Go on from where a stream of this VAE was."""
+        size, frames = snapshot
+        self._state = StreamState()
+        self._state.size_BHW = size
+        self._state.frames = {self.vae.get_submodule(name): x for name, x in frames.items()}
+
 
 class EncodeStream:
     """Pixel frames in, normalised mean latents out.
@@ -56,3 +71,18 @@ class EncodeStream:
         stood.
         """
         return self.vae.encode(video_BCTHW, state=self._state)
+
+
+def encoded(vae: WanVAE, pixels_BTHWC: Tensor, piece: int = 8) -> Tensor:
+    """Latents [B, F, C, H, W] of whole clips, uint8 pixels, in the network's dtype: `piece` latent frames at a time.
+
+    T is 1 + k * time_stride. Raises as `EncodeStream.push`.
+    """
+    like, stream, step = next(vae.parameters()), EncodeStream(vae), piece * vae.spec.time_stride
+    cuts = [0, *range(1, pixels_BTHWC.shape[1], step), pixels_BTHWC.shape[1]]
+    latents = []
+    for start, stop in pairwise(cuts):
+        pixels = pixels_BTHWC[:, start:stop].to(like.device)
+        video = pixels.to(torch.promote_types(like.dtype, torch.float32)) / 127.5 - 1
+        latents.append(stream.push(video.permute(0, 4, 1, 2, 3).to(like)))
+    return torch.cat(latents, 1)

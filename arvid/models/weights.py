@@ -38,8 +38,8 @@ def load_card(folder: str | Path) -> Card:
     """The card of a folder of arvid's own weights, which takes no time; raises as `load_parts`."""
     folder = Path(folder)
     if missing := [name for name in FILES if not (folder / name).is_file()]:
-        raise FileNotFoundError(f"{folder} is not a folder of arvid weights: {', '.join(missing)} missing. `python -m "
-                                "arvid.training` makes one; published weights are read by Pipeline.load(model=...)")
+        raise FileNotFoundError(f"{folder} is not a folder of arvid weights: {', '.join(missing)} missing. `arvid "
+                                "train` makes one; published weights are read by Pipeline.load(model=...)")
     return card_named(str(folder / "card.json"))
 
 

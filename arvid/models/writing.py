@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def write_safetensors(
 
     The format is that of huggingface/safetensors: the header's length, the header, the values. The file gets its name
     when it is whole; until then it is `path` with ".part" added, which is removed when something fails.
+    Raises `OSError` with the path where it cannot be written.
     """
     path, end = Path(path), 0
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -46,5 +48,8 @@ def write_safetensors(
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, nothing can be removed
+            unfinished.unlink()

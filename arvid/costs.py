@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -65,7 +66,8 @@ class Memory:
 
     Weights: `dit`, `vae`, `text_encoder`. `kv`: the store at its largest, pages of `kv_pages` frames and, where keys
     are not stored rotated, the rotated keys of one view. `text_kv`: keys and values of the prompt. `latents`: of the
-    frames held and in flight. `vae_cache`: what a stream of decoding carries from chunk to chunk.
+    frames held and in flight. Under guidance all these are of two branches. `vae_cache`: what a stream of decoding
+    carries from chunk to chunk.
 
     `activations` and `vae_activations` are estimates: the most that is alive of what the largest pass, and the decoding
     of a chunk, allocate when run operation by operation, with attention that stores no logits. Workspaces of kernels,
@@ -206,13 +208,14 @@ def memory(
     denoiser = CachedDenoiser(
         networks.dit, networks.text, policy=policy, time=config.time, rotary=config.rotary, batch=networks.batch,
         size=networks.size, pages=frames if bound is None else min(frames, bound), horizon=frames,
-        train_horizon=networks.card.train_horizon,
+        train_horizon=networks.card.train_horizon, guidance=sampler.guidance,
+        negative=networks.text if sampler.branches > 1 else None,
     )  # fmt: skip
     stored, latents, activations = _run(networks, denoiser, frames, rollout)
-    pages = sum(denoiser.store.pages(lane) for lane in range(sampler.lanes))
-    prompt = sum(x.nbytes for pair in networks.text.layers for x in pair)
+    pages = sum(denoiser.store.pages(*key) for key in product(range(sampler.lanes), range(sampler.branches)))
+    prompts = sampler.branches * sum(x.nbytes for pair in networks.text.layers for x in pair)
     return Memory(
-        dit, vae, text, networks.blocks * stored, pages, networks.blocks * prompt, latents, activations,
+        dit, vae, text, networks.blocks * stored, pages, networks.blocks * prompts, latents, activations,
         decoding.carried, decoding.activations,
     )  # fmt: skip
 
@@ -225,6 +228,7 @@ def _run(networks: Networks, denoiser: CachedDenoiser, frames: int, rollout: Seq
     """
     store, policy, spec, horizon = denoiser.store, denoiser.policy, networks.card.dit, networks.card.train_horizon
     most: dict[int, int] = {}
+    branches = range(1 if denoiser.negative is None else 2)
     for seen in rollout:
         most[seen.lane] = max(most.get(seen.lane, 0), seen.visible)
     stored = latents = activations = 0
@@ -240,9 +244,12 @@ def _run(networks: Networks, denoiser: CachedDenoiser, frames: int, rollout: Seq
                 run()
             elif kind is Kind.COMMIT:
                 context = RotaryContext(spec.axes[0], spec.num_heads, horizon, frames, seen.frames.stop)
-                store.begin(Pass(kind, seen.chunks, seen.lane), seen.plan, denoiser.rotary.inv_freq(context))
-                store.end(x)
-        own = sum(latent.nbytes for lane in most for latent in store.book(lane).latents.values())
+                for branch in branches:
+                    new = Pass(kind, seen.chunks, seen.lane, branch)
+                    store.begin(new, seen.plan, denoiser.rotary.inv_freq(context))
+                    store.end(x)
+        books = [store.book(*key) for key in product(most, branches)]
+        own = sum(latent.nbytes for book in books for latent in book.latents.values())
         stored, latents = max(stored, store.live_bytes - own), max(latents, own + x.nbytes)
     return stored, latents, activations
 

@@ -38,7 +38,8 @@ TFLOPS = 790.0
 
 @dataclass(frozen=True)
 class PassCost:
-    """A pass, "denoise" or "commit": latent frames in flight, frames seen (those in flight included), and its cost."""
+    """A pass, "denoise" or "commit": latent frames in flight, frames seen (those in flight included), and its cost.
+    Under guidance there are two of each, one a branch."""
 
     kind: str
     in_flight: int
@@ -260,7 +261,8 @@ def _chunks(
             ahead[lane].popleft()
         seen = ahead[lane][0]
         flying = len(seen.frames)
-        passes.append(PassCost(kind, flying, seen.visible, networks.pass_flops(flying, seen.visible)))
+        cost = PassCost(kind, flying, seen.visible, networks.pass_flops(flying, seen.visible))
+        passes += [cost] * config.sampler.branches
 
 
 def _flop(count: float) -> str:

@@ -26,8 +26,11 @@ class Method:
     description: str
 
 
-STUDENTS = ("causal_forcing", "causal_forcing_framewise", "causvid", "longlive", "self_forcing")
-"""Cards that are presets: students with weights of their own, whose sampler is there."""
+STUDENTS = (
+    "causal_forcing", "causal_forcing_framewise", "causal_forcing_framewise_1step", "causal_forcing_framewise_2step",
+    "causvid", "diagonal", "hiar", "longlive", "rolling_forcing", "self_forcing",
+)  # fmt: skip
+"""Cards that are presets: students with weights of their own."""
 
 METHODS = {
     "flex": Method(
@@ -59,6 +62,7 @@ METHODS = {
 }  # fmt: skip
 
 _OWN: dict[str, Mapping[str, Any]] = {
+    "diagonal": {"sampler": {"name": "few_step", "commit": "last"}},
     "infinity_rope": METHODS["infinity_rope"].changes,
     "longlive": {"cache": {"name": "sink", "on_change": "recommit"}},
     "rolling_forcing": {"cache": {"name": "sink", "sink_on_commit": False}, "time": "sink_adjacent"},
@@ -68,7 +72,9 @@ _OWN: dict[str, Mapping[str, Any]] = {
 
 def with_own(config: PipelineConfig, weights: Card) -> PipelineConfig:
     """`config` with the strategies the card's model has of its own, where it has None."""
-    own = _OWN.get(weights.name, {})
+    own = dict(_OWN.get(weights.name, {}))
+    if weights.first_steps:
+        own["sampler"] = {"name": weights.sampler, **own.get("sampler", {}), "first_steps": weights.first_steps}
     return config.replace(**{key: value for key, value in own.items() if getattr(config, key) is None})
 
 
@@ -79,17 +85,11 @@ def resolved(config: PipelineConfig, weights: Card) -> PipelineConfig:
 
 
 def check_built(config: PipelineConfig, weights: Card) -> None:
-    """Raise `ValueError` where the weights' own sampler is wanted and is not built, or not to the end."""
-    if config.sampler is not None:
-        return
-    lacks = None
-    if weights.sampler not in SAMPLER.names():
-        lacks = f"the sampler {weights.sampler!r}"
-    elif weights.first_steps is not None and not hasattr(SAMPLER.get(weights.sampler), "first_steps"):
-        lacks = f"{weights.sampler!r} with other steps in the first chunk, {weights.first_steps}"
-    if lacks:
-        raise ValueError(f"the weights of {weights.name!r} are made for {lacks}, which is not built yet (built: "
-                         f"{', '.join(SAMPLER.names())}); give a sampler to run them otherwise")
+    """Raise `ValueError` where the weights' own sampler is wanted and there is none of that name."""
+    if config.sampler is None and weights.sampler not in SAMPLER.names():
+        raise ValueError(f"the weights of {weights.name!r} are made for the sampler {weights.sampler!r}, which is not "
+                         f"there (samplers: {', '.join(SAMPLER.names())}); load the plugin that has it, or give a "
+                         "sampler to run them otherwise")
 
 
 def preset(name: str) -> PipelineConfig:
@@ -97,7 +97,7 @@ def preset(name: str) -> PipelineConfig:
     _check(name)
     if name in METHODS:
         return PipelineConfig.from_dict(METHODS[name].changes)
-    return with_own(PipelineConfig(), card(name)).resolve(card(name))
+    return resolved(PipelineConfig(), card(name))
 
 
 def named(config: str) -> tuple[PipelineConfig, str | None]:
@@ -133,7 +133,7 @@ def warn_if_foreign(name: str, weights: Card) -> None:
     """Warn when a student preset runs on other weights than its own, naming the settings that differ."""
     if name not in STUDENTS:
         return
-    pairs = {key: (getattr(card(name), key), getattr(weights, key)) for key in SETTINGS}
+    pairs = {key: (getattr(card(name), key), getattr(weights, key)) for key in ("sampler", *SETTINGS)}
     differing = [f"{key} {own} (the weights': {other})" for key, (own, other) in pairs.items() if own != other]
     if differing:
         warnings.warn(

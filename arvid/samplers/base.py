@@ -18,7 +18,8 @@ class Denoiser(Protocol):
     """A model with its history. Chunks carry the noise level of their frames."""
 
     def __call__(self, x_BFCHW: Tensor, chunks: Sequence[Chunk], *, lane: int = 0) -> Tensor:
-        """The prediction of x0 for noisy latents; changes nothing that a later pass can see."""
+        """The prediction of x0 for noisy latents, in their dtype, which may be wider than the network's; changes
+        nothing that a later pass can see."""
         ...
 
     def commit(self, x_BFCHW: Tensor, chunks: Sequence[Chunk], *, lane: int = 0) -> Tensor:
@@ -48,10 +49,19 @@ class Emit:
 
 @dataclass(frozen=True)
 class Sampler(ABC):
-    """The order of passes. A chunk is committed before it is emitted."""
+    """The order of passes. A chunk is committed before it is emitted.
+
+    `guidance` other than 1 is classifier-free guidance, which is the denoiser's business (arXiv 2207.12598).
+    """
 
     needs_horizon: ClassVar[bool] = False
     lanes: ClassVar[int] = 1
+    guidance = 1.0  # without a type it is no field, and those of a sampler that has it keep their order
+
+    @property
+    def branches(self) -> int:
+        """How often the network runs in a pass: with guidance under the negative prompt too."""
+        return 1 if self.guidance == 1 else 2
 
     def in_flight(self, chunk: int) -> int:
         """Most frames in one pass, for chunks of `chunk` frames."""

@@ -13,6 +13,7 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from numbers import Real
 from types import ModuleType
 from typing import Any
@@ -62,8 +63,9 @@ class Plan:
     """What a video costs. `size` is (height, width) in pixels, `rate` pixel frames a second of the finished video.
 
     `tokens` are those of a latent frame. `first`, `last` and `largest` are chunks; `last` is the last one of full
-    length, and `steady` says that it costs as much as the one before. `video` is the sum of all chunks. `text_encoder`
-    and `text_kv` are operations spent once a prompt, on its embeddings and on their keys and values.
+    length that costs as much as the one before, and where there is none, `steady` False, the last. `video` is the sum
+    of all chunks. `text_encoder` and `text_kv` are operations spent once a prompt, on its embeddings and on their keys
+    and values.
     Everything is of all `batch` rows together.
     """
 
@@ -199,11 +201,12 @@ def plan(
     decoding = networks.decoding(min(config.chunk, frames))
     chunks = list(_chunks(networks, decoding, config, frames, rollout))
     whole = [chunk for chunk in chunks if chunk.frames == config.chunk] or chunks
-    first, last, largest = chunks[0], whole[-1], max(chunks, key=lambda chunk: chunk.flops.total)
+    steady = [after for before, after in pairwise(whole) if before == after]
+    first, last, largest = chunks[0], (steady or whole)[-1], max(chunks, key=lambda chunk: chunk.flops.total)
     return Plan(
         card.name, config, (height, width), batch, dtype, card.fps, frames,
         pixel_frames(frames, card.vae.time_stride), networks.tokens, len(chunks),
-        sum(len(chunk.passes) for chunk in chunks), first, last, largest, whole[-2:-1] == [last],
+        sum(len(chunk.passes) for chunk in chunks), first, last, largest, bool(steady),
         sum((chunk.flops for chunk in chunks), Flops()), batch * text_flops(card.text, card.dit.text_length),
         networks.prompt_flops(), memory(networks, config, frames, rollout, decoding),
     )  # fmt: skip

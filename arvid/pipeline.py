@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from arvid.cache import EVENT, Chunk, Event
+from arvid.cache import EVENT, Event
 from arvid.config import PipelineConfig
-from arvid.geometry import check_size, chunk_layout, latent_frames, pixel_frames
+from arvid.geometry import check_size, chunk_layout
 from arvid.models.denoiser import CachedDenoiser
 from arvid.models.dit import CausalDiT
 from arvid.models.embeddings import FreedEncoder
@@ -24,62 +22,33 @@ from arvid.models.specs import Card
 from arvid.models.vae import WanVAE
 from arvid.models.vae_stream import DecodeStream
 from arvid.models.weights import BUNDLED
-from arvid.noise import Kind, NoisePrior, seeds
+from arvid.noise import seeds
 from arvid.presets import STUDENTS, check_built, preset, warn_if_foreign, with_own
-from arvid.prompts import Prompts, Schedule, parse
-from arvid.samplers import Emit
-from arvid.video import Video
+from arvid.prompts import Live, Prompts, Schedule, parse, placed
+from arvid.requests import (
+    MOST_FRAMES,
+    Given,
+    KeyedNoise,
+    Negative,
+    Progress,
+    Report,
+    Request,
+    Start,
+    away_from,
+    check_sampler,
+    embeddings,
+    given,
+    length,
+    sides_of,
+)
+from arvid.streams import Ask, Rollout, State, Stream, pieces
+from arvid.video import Video, VideoWriter
 
-__all__ = ["KeyedNoise", "Pipeline", "Progress", "usable"]
+__all__ = ["MOST_FRAMES", "KeyedNoise", "Pipeline", "Progress", "State", "Stream", "usable"]
 
-MOST_FRAMES = 1_000_000
-"""Latent frames of the longest video: days of it. The layout of its chunks is made beforehand."""
-
-T = TypeVar("T")
-Pieces = Generator[T, None, None]
 Seed = int | Sequence[int]
+Into = str | os.PathLike[str] | VideoWriter
 Change = Event | str | Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a request is: pixel frames done and asked for, and the seconds since it began."""
-
-    done: int
-    total: int
-    seconds: float
-
-    @property
-    def fps(self) -> float:
-        """Pixel frames made a second."""
-        return self.done / self.seconds if self.seconds else 0.0
-
-    @property
-    def eta(self) -> float:
-        """Seconds left at this rate."""
-        return (self.total - self.done) / self.fps if self.fps else float("inf")
-
-
-Report = Callable[[Progress], None]
-
-
-class KeyedNoise:
-    """A prior's draws as tensors for one request: what `samplers.NoiseSource` asks for."""
-
-    def __init__(self, prior: NoisePrior, seeds: Sequence[int], shape: Sequence[int], like: Tensor) -> None:
-        self.prior, self.seeds, self.shape, self.like = prior, tuple(seeds), tuple(shape), like
-
-    def _draw(self, kind: Kind, step: int, chunk: Chunk) -> Tensor:
-        return torch.from_numpy(self.prior.batch(self.seeds, kind, step, chunk, self.shape)).to(self.like)
-
-    def initial(self, chunk: Chunk) -> Tensor:
-        return self._draw(Kind.INITIAL, 0, chunk)
-
-    def renoise(self, chunk: Chunk, step: int) -> Tensor:
-        return self._draw(Kind.RENOISE, step, chunk)
-
-    def context(self, chunk: Chunk) -> Tensor:
-        return self._draw(Kind.CONTEXT, 0, chunk)
 
 
 class Pipeline:
@@ -138,95 +107,167 @@ class Pipeline:
 
     @overload
     def __call__(
-        self, prompt: str | Schedule, seconds: float | None = None, *, frames: int | None = None,
+        self, prompt: str | Schedule | Live, seconds: float | None = None, *, frames: int | None = None,
         height: int | None = None, width: int | None = None, seed: Seed = 0, on_change: Change = None,
-        progress: Report | None = None,
+        negative: Negative = None, start: Start | None = None, into: Into, progress: Report | None = None,
+    ) -> Path: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, prompt: str | Schedule | Live, seconds: float | None = None, *, frames: int | None = None,
+        height: int | None = None, width: int | None = None, seed: Seed = 0, on_change: Change = None,
+        negative: Negative = None, start: Start | None = None, into: None = None, progress: Report | None = None,
     ) -> Video: ...  # fmt: skip
     @overload
     def __call__(
         self, prompt: Sequence[str], seconds: float | None = None, *, frames: int | None = None,
         height: int | None = None, width: int | None = None, seed: Seed = 0, on_change: Change = None,
-        progress: Report | None = None,
+        negative: Negative = None, start: Start | None = None, into: None = None, progress: Report | None = None,
     ) -> list[Video]: ...  # fmt: skip
     def __call__(
-        self, prompt: str | Schedule | Sequence[str], seconds: float | None = None, *, frames: int | None = None,
+        self, prompt: str | Schedule | Live | Sequence[str], seconds: float | None = None, *, frames: int | None = None,
         height: int | None = None, width: int | None = None, seed: Seed = 0, on_change: Change = None,
+        negative: Negative = None, start: Start | None = None, into: Into | None = None,
         progress: Report | None = None,
-    ) -> Video | list[Video]:  # fmt: skip
-        """A video of the prompt, or for a list of prompts one each: the pieces of `stream`, joined. Raises as it."""
-        prompts = parse(prompt)
-        pieces = list(self._begin(prompts, seconds, frames, height, width, seed, on_change, progress))
-        videos = [Video.concat(row) for row in zip(*pieces, strict=True)]
-        return videos if prompts.batch else videos[0]
+    ) -> Video | list[Video] | Path:  # fmt: skip
+        """A video of the prompt, or for a list of prompts one each: the pieces of `stream`, joined. Raises as it.
+
+        `into`, the path of a file or a `VideoWriter`, takes the pieces as they are made, and none stays in memory; what
+        is returned is its path. What is done when something stops the run stays in NAME.part.mp4. Raises
+        `ValueError` for a batch, whose videos need a file each, and as `VideoWriter`.
+        """
+        writer = VideoWriter(into) if isinstance(into, str | os.PathLike) else into
+        request, ask = self._request(
+            parse(prompt), seconds, frames, height, width, seed, on_change, negative, start)
+        if writer and request.batch:
+            raise ValueError(f"into={str(writer.path)!r} is the file of one video, and this is a batch of "
+                             f"{len(request.rows)}: give each piece of stream its own VideoWriter")
+        with self._stream(request, ask, progress) as rows:
+            if writer:
+                with writer:
+                    for (piece,) in rows:
+                        writer.add(piece)
+                return writer.path
+            videos = [Video.concat(row) for row in zip(*rows, strict=True)]
+        return videos if request.batch else videos[0]
 
     @overload
     def stream(
-        self, prompt: str | Schedule, seconds: float | None = None, *, frames: int | None = None,
+        self, prompt: str | Schedule | Live, seconds: float | None = None, *, frames: int | None = None,
         height: int | None = None, width: int | None = None, seed: Seed = 0, on_change: Change = None,
-        progress: Report | None = None,
-    ) -> Pieces[Video]: ...  # fmt: skip
+        negative: Negative = None, start: Start | None = None, progress: Report | None = None,
+    ) -> Stream[Video]: ...  # fmt: skip
     @overload
     def stream(
         self, prompt: Sequence[str], seconds: float | None = None, *, frames: int | None = None,
         height: int | None = None, width: int | None = None, seed: Seed = 0, on_change: Change = None,
-        progress: Report | None = None,
-    ) -> Pieces[list[Video]]: ...  # fmt: skip
+        negative: Negative = None, start: Start | None = None, progress: Report | None = None,
+    ) -> Stream[list[Video]]: ...  # fmt: skip
     def stream(
-        self, prompt: str | Schedule | Sequence[str], seconds: float | None = None, *, frames: int | None = None,
+        self, prompt: str | Schedule | Live | Sequence[str], seconds: float | None = None, *, frames: int | None = None,
         height: int | None = None, width: int | None = None, seed: Seed = 0, on_change: Change = None,
-        progress: Report | None = None,
-    ) -> Pieces[Video] | Pieces[list[Video]]:  # fmt: skip
+        negative: Negative = None, start: Start | None = None, progress: Report | None = None,
+    ) -> Stream[Video] | Stream[list[Video]]:  # fmt: skip
         """Pieces of the video, one a chunk, as each chunk is final; for a list of prompts a list of pieces.
 
         A list of (seconds, prompt), the first at 0, changes the prompt as it runs, from the first chunk on that starts
-        at that time or later. Before that chunk `on_change` happens to what is held: an event, its name or its spec;
-        None is the cache policy's own.
+        at that time or later; of two for one chunk the later one counts. A function of the seconds is asked for the
+        prompt before each chunk's first pass. Before a chunk under another prompt `on_change` happens to what is held:
+        an event, its name or its spec; None is the cache policy's own.
 
-        Length is `seconds`, rounded to whole chunks, or exactly `frames` latent frames; neither: the training clips'.
-        `height` and `width` are pixels (None: the card's). `seed` is an int, the same noise for every row, or one a
-        row. Memory does not grow with the length, unless the cache policy keeps ever more. `progress` is called after
-        every chunk. Closing the iterator frees all. Bad input raises `ValueError` or `TypeError` here, before the first
-        pass; values that are not finite raise `FloatingPointError` in place of their chunk, and a sampler that leaves
-        frames out `ValueError`.
+        The video begins with `start`: an image, a clip, or latents [B, F, C, H, W], of one row or a list of one a row.
+        They come first in the pieces, exactly as given; seconds of prompts count from their beginning. Latent frames
+        given are whole chunks, with or without one frame before them that is a chunk of its own.
+
+        Length, of what is new, is `seconds`, rounded to whole chunks, or exactly `frames` latent frames; neither: the
+        training clips'. `height` and `width` are pixels (None: the card's). `seed` is an int, the same noise for every
+        row, or one a row. Memory does not grow with the length, unless the cache policy keeps ever more. `progress` is
+        called after every chunk. Closing the stream frees all; its `state()` is for `resume`. Bad input raises
+        `ValueError` or `TypeError` here, before the first pass; values that are not finite raise `FloatingPointError`
+        in place of their chunk, and a sampler that leaves frames out `ValueError`.
         """
-        prompts = parse(prompt)
-        pieces = self._begin(prompts, seconds, frames, height, width, seed, on_change, progress)
-        return pieces if prompts.batch else (row[0] for row in pieces)
+        request, ask = self._request(
+            parse(prompt), seconds, frames, height, width, seed, on_change, negative, start)
+        rows = self._stream(request, ask, progress)
+        return rows if request.batch else rows.single()
 
-    def _begin(
+    def resume(self, state: State, prompt: Live | None = None, *, progress: Report | None = None) -> Stream[Any]:
+        """The rest of the stream whose `state()` this is, to the last bit as if it had not stopped.
+
+        `prompt` is for a stream whose prompt is a function, which is no part of a state. Raises `ValueError` for a
+        state of another configuration or of networks of other sizes, and where `prompt` is missing or too much.
+        """
+        if state.settings != self.config.to_dict():
+            names = [key for key in self.config.to_dict() if state.settings.get(key) != self.config.to_dict()[key]]
+            raise ValueError(f"the state is of another configuration, which differs in {', '.join(names)}: load the "
+                             "pipeline with that one")
+        if (prompt is None) != (state.asked is None):
+            raise ValueError("the stream's prompt was a function: give resume(state, prompt) one" if prompt is None else
+                             "the stream's prompts are in its state: leave prompt out")
+        if self.vae is None or self.card is None:
+            raise ValueError("this pipeline lacks a VAE or a card, and makes no video to go on with")
+        rows = self._stream(state.request, self._asker(prompt, state.prompt), progress, state)
+        return rows if state.request.batch else rows.single()
+
+    def _request(
         self, prompts: Prompts, seconds: float | None, frames: int | None, height: int | None, width: int | None,
-        seed: Seed, on_change: Change, progress: Report | None,
-    ) -> Pieces[list[Video]]:  # fmt: skip
-        """Check a request and start on it."""
+        seed: Seed, on_change: Change, negative: Negative, start: Start | None,
+    ) -> tuple[Request, Ask | None]:  # fmt: skip
+        """Check a request for a video. Raises as `stream`."""
         if self.vae is None or self.text is None or self.card is None:
             lacks = [name for name in ("vae", "text", "card") if getattr(self, name) is None]
             raise ValueError(f"a video needs {', '.join(lacks)}, which this pipeline lacks; latents(text=...) does not")
         rows = seeds(seed, len(prompts.first))
-        total = self._length(seconds, frames)
-        sides = self._sides(height, width)
+        away = away_from(negative, len(rows), self.config.sampler, self.card)
+        new = length(seconds, frames, self.config.chunk, self.card)
+        sides = sides_of(self.card, height, width)
         size = check_size(*sides, space_stride=self.vae.spec.space_stride, patch=self.dit.spec.patch)
+        first = self._given(start, len(rows), size, new)
+        assert self.config.chunk and self.config.sampler
+        if prompts.live and self.config.sampler.needs_horizon:
+            raise ValueError(f"{self.config.sampler} denoises all of a video before its first chunk is final, so its "
+                             "prompts are known beforehand: give a list of (seconds, prompt)")
+        layout = chunk_layout(new, self.config.chunk, given=first.count if first else 0)
+        event = self._event(on_change)
         if isinstance(self.text, FreedEncoder):
-            self.text.remember([*prompts.first, *(prompt for _, prompt in prompts.later)])
-        later, event = self._later(prompts, total), self._event(on_change)
-        emits = self._rollout(self.text.encode(prompts.first), total, size, rows, later, event)
-        return self._pieces(self.vae, self.card.fps, emits, pixel_frames(total, self.vae.spec.time_stride), progress)
+            self.text.remember([*prompts.first, *(prompt for _, prompt in prompts.later), *filter(None, away)])
+        changes = placed(prompts.later, (*layout[0], *layout[1]), self.card.fps / self.card.vae.time_stride)
+        later = {frame: self.text.encode([prompt]) for frame, prompt in changes}  # of two for one chunk the last
+        text = self.text.encode(prompts.first)
+        request = Request(text, rows, size, layout, self._encoded(away, text), first, (*later.items(),), event,
+                          prompts.batch)  # fmt: skip
+        return request, self._asker(prompts.live, prompts.first[0])
 
-    def _later(self, prompts: Prompts, total: int) -> list[tuple[int, Tensor]]:
-        """The frames from which on other prompts run, each the start of a chunk, and their embeddings."""
-        assert self.card and self.text and self.config.chunk
-        starts = [start for start, _ in chunk_layout(total, self.config.chunk)[1]]
-        changes: list[tuple[int, Tensor]] = []
-        for seconds, prompt in prompts.later:
-            frame = seconds * self.card.fps / self.card.vae.time_stride
-            start = next((start for start in starts if start >= frame), None)
-            if start is None:
-                raise ValueError(f"the prompt {prompt!r} begins at {seconds:g} s, and no chunk of this video of "
-                                 f"{total} latent frames begins then or later: give an earlier time or a longer video")
-            if changes and changes[-1][0] == start:
-                raise ValueError(f"the prompt {prompt!r} begins at {seconds:g} s, in the same chunk as the one before: "
-                                 f"give times at least {self.config.chunk} latent frames apart")
-            changes.append((start, self.text.encode([prompt])))
-        return changes
+    def _given(self, start: Start | None, rows: int, size: tuple[int, int], new: int) -> Given | None:
+        """The frames to start from, `size` being latent. Raises as `stream`."""
+        if start is None:
+            return None
+        assert self.config.chunk and self.config.sampler
+        check_sampler(self.config.sampler)
+        vae = self.vae.spec if self.vae else None
+        stride = vae.space_stride if vae else 1
+        latent = (self.dit.spec.in_channels, *size)
+        first = given(start, rows, self.config.chunk, (size[0] * stride, size[1] * stride), latent,
+                      self.card.fps if self.card else None, vae)  # fmt: skip
+        if first.count + new > MOST_FRAMES:
+            raise ValueError(f"{first.count} given latent frames and {new} new ones: a video has at most {MOST_FRAMES}")
+        return first
+
+    def _asker(self, live: Live | None, prompt: str | None) -> Ask | None:
+        if live is None or prompt is None:
+            return None
+        assert self.card and self.text
+        return Ask(live, self.text.encode, self.card.fps / self.card.vae.time_stride, prompt)
+
+    def _encoded(self, away: Sequence[str], text: Tensor) -> Tensor | None:
+        """Embeddings of negative prompts, None for none. No text is 0, as where training drops the text."""
+        if away and not any(away):
+            return torch.zeros_like(text)
+        if away and self.text is None:
+            raise ValueError(f"the negative prompt {away[0]!r} needs a text encoder, which this pipeline lacks: give "
+                             "embeddings, or '' for no text")
+        known = {prompt: self.text.encode([prompt]) for prompt in dict.fromkeys(filter(None, away)) if self.text}
+        blank = torch.zeros_like(next(iter(known.values()), text))
+        return torch.cat([known.get(prompt, blank) for prompt in away]) if away else None
 
     def _event(self, on_change: Change) -> Event | None:
         """What a change of the prompt does. Raises `ValueError` for what the cache policy cannot do."""
@@ -236,27 +277,26 @@ class Pipeline:
             policy = dataclasses.replace(policy, on_change=EVENT.build(on_change))
         return policy.on_change
 
-    @staticmethod
-    def _pieces(
-        vae: WanVAE, fps: float, emits: Iterator[Emit], total: int, progress: Report | None
-    ) -> Pieces[list[Video]]:
+    def _stream(
+        self, request: Request, ask: Ask | None, progress: Report | None, state: State | None = None
+    ) -> Stream[list[Video]]:
+        assert self.vae and self.card
         # Nothing is clamped before it is checked: clamping turns infinity into white.
-        decoder, began, done = DecodeStream(vae, clamp=False), time.perf_counter(), 0
-        for emit in emits:
-            videos = [Video.from_tensor(row, fps) for row in _finite(decoder.push(emit.x0), emit.chunk, "pixels")]
-            done += len(videos[0])
-            if progress:
-                progress(Progress(done, total, time.perf_counter() - began))
-            yield videos
+        decoder, rollout = DecodeStream(self.vae, clamp=False), self._rollout(request, ask, state)
+        if state:
+            decoder.restore(state.decoder)
+        made = pieces(rollout, decoder, self.card.fps, progress)
+        return Stream(made, lambda: rollout.stand(self.config.to_dict(), decoder))
 
     def latents(
         self, text: Tensor | None = None, prompt: str | Sequence[str] | None = None, frames: int | None = None,
-        height: int | None = None, width: int | None = None, seed: Seed = 0,
+        height: int | None = None, width: int | None = None, seed: Seed = 0, negative: Negative | Tensor = None,
+        start: Start | None = None,
     ) -> Tensor:  # fmt: skip
-        """Normalised latents [B, F, C, H, W] of `frames` latent frames, not decoded.
+        """Normalised latents [B, F, C, H, W] of `frames` new latent frames, after those of `start`; not decoded.
 
-        Of a prompt or of embeddings `text` [B, L, D], exactly one; `height` and `width` are *latent* pixels. What is
-        not given is the card's. Raises as `stream`.
+        Of a prompt or of embeddings `text` [B, L, D], exactly one; `negative` may be embeddings too, of one row or of
+        all. `height` and `width` are *latent* pixels. What is not given is the card's. Raises as `stream`.
         """
         if (text is None) == (prompt is None):
             raise ValueError("give either text, embeddings [B, L, D], or prompt")
@@ -264,76 +304,39 @@ class Pipeline:
             if self.text is None:
                 raise ValueError("a prompt needs a text encoder, which this pipeline lacks: give text=[B, L, D]")
             prompts = parse(prompt)
-            if prompts.later:
+            if prompts.later or prompts.live:
                 raise ValueError("latents are of one prompt each: use stream for prompts that change")
             text = self.text.encode(prompts.first)
-        if not isinstance(text, Tensor) or not text.is_floating_point():
-            kind = text.dtype if isinstance(text, Tensor) else type(text).__name__
-            raise TypeError(f"text must be a floating point tensor [B, L, D], got {kind}")
-        if text.ndim != 3 or 0 in text.shape:
-            raise ValueError(f"text has shape {tuple(text.shape)}; it is [B, L, D], nothing empty")
-        sides = self._sides(height, width, self.card.vae.space_stride if self.card else 1)
+        text = embeddings("text", text)
+        if isinstance(negative, Tensor):
+            away_from("embeddings", 1, self.config.sampler, self.card)
+            away = embeddings("negative", negative)
+            if len(away) not in (1, len(text)):
+                raise ValueError(f"negative has {len(away)} rows for {len(text)} of text: give one row, or as many")
+        else:
+            away = self._encoded(away_from(negative, len(text), self.config.sampler, self.card), text)
+        sides = sides_of(self.card, height, width, self.card.vae.space_stride if self.card else 1)
         size = check_size(*sides, space_stride=1, patch=self.dit.spec.patch)
-        emits = self._rollout(text, self._length(None, frames), size, seeds(seed, len(text)))
-        return torch.cat([emit.x0 for emit in emits], 1)
+        new = length(None, frames, self.config.chunk, self.card)
+        first = self._given(start, len(text), size, new)
+        assert self.config.chunk
+        layout = chunk_layout(new, self.config.chunk, given=first.count if first else 0)
+        request = Request(text, seeds(seed, len(text)), size, layout, away, first)
+        return torch.cat([emit.x0 for emit in self._rollout(request)], 1)
 
-    def _rollout(
-        self, text: Tensor, total: int, size: tuple[int, int], rows: tuple[int, ...],
-        later: Sequence[tuple[int, Tensor]] = (), on_change: Event | None = None,
-    ) -> Iterator[Emit]:  # fmt: skip
+    def _rollout(self, request: Request, ask: Ask | None = None, state: State | None = None) -> Rollout:
         config, spec, weight = self.config, self.dit.spec, self.dit.patch_embedding.weight
         assert config.cache and config.sampler and config.time and config.rotary and config.noise and config.chunk
-        with torch.no_grad():
-            prepared, *others = (self.dit.prepare_text(each.to(weight)) for each in (text, *(x for _, x in later)))
+        rows, away = len(request.text_BLD), request.negative_BLD
         most = config.cache.capacity(config.chunk, config.sampler.in_flight(config.chunk))
         denoiser = CachedDenoiser(
-            self.dit, prepared, policy=config.cache, time=config.time, rotary=config.rotary, batch=len(text), size=size,
-            pages=total if most is None else min(total, most), horizon=total,
-            train_horizon=self.card.train_horizon if self.card else None,
+            self.dit, request.text_BLD, policy=config.cache, time=config.time, rotary=config.rotary, batch=rows,
+            size=request.size, pages=request.total if most is None else min(request.total, most),
+            horizon=request.total, train_horizon=self.card.train_horizon if self.card else None,
+            guidance=config.sampler.guidance, negative=None if away is None else away.expand(rows, -1, -1),
         )  # fmt: skip
-        for (frame, _), other in zip(later, others, strict=True):
-            denoiser.change(frame, other, on_change)
-        noise = KeyedNoise(config.noise, rows, (spec.in_channels, *size), weight)
-        _, layout = chunk_layout(total, config.chunk)
-        chunks = [Chunk(start, n, index=i) for i, (start, n) in enumerate(layout)]
-        done = 0
-        for emit in config.sampler.rollout(denoiser, noise, chunks):
-            if emit.chunk.start != done or emit.x0.shape[1] != emit.chunk.n:
-                raise ValueError(f"{config.sampler} emitted {emit.x0.shape[1]} frames as {emit.chunk}; "
-                                 f"next is a chunk from frame {done} on, with all its frames")
-            _finite(emit.x0, emit.chunk, "latents")
-            done = emit.chunk.end
-            yield emit
-        if done != total:
-            raise ValueError(f"{config.sampler} stopped after {done} of {total} latent frames; it must emit all")
-
-    def _sides(self, height: int | None, width: int | None, stride: int = 1) -> tuple[int, int]:
-        """Height and width as given, or the card's pixels over `stride`."""
-        own = [side // stride for side in self.card.size] if self.card else [None, None]
-        sides = [side if side is not None else default for side, default in zip((height, width), own, strict=True)]
-        if sides[0] is None or sides[1] is None:
-            raise ValueError(f"height={height}, width={width}: None means the card's, and there is no card: give both")
-        _whole(height=sides[0], width=sides[1])
-        return sides[0], sides[1]
-
-    def _length(self, seconds: float | None, frames: int | None) -> int:
-        """Latent frames of a request."""
-        if seconds is not None and frames is not None:
-            raise ValueError(f"seconds={seconds!r} and frames={frames!r} both set the length: give one")
-        if seconds is not None:
-            if isinstance(seconds, bool) or not isinstance(seconds, Real):
-                raise TypeError(f"seconds={seconds!r} must be a number, got {type(seconds).__name__}")
-            assert self.card and self.config.chunk  # videos have a card, and what is resolved has a chunk
-            frames = latent_frames(seconds, self.card.fps, self.card.vae.time_stride, self.config.chunk)
-        elif frames is None:
-            if self.card is None:
-                raise ValueError("frames is None, which means the card's, and there is no card: give latent frames")
-            frames = self.card.train_horizon
-        _whole(frames=frames)
-        if frames > MOST_FRAMES:
-            asked = f"{frames} latent frames" if seconds is None else f"seconds={seconds}"
-            raise ValueError(f"{asked}: a video has at most {MOST_FRAMES} latent frames")
-        return frames
+        noise = KeyedNoise(config.noise, request.rows, (spec.in_channels, *request.size), weight)
+        return Rollout(request, config.sampler, denoiser, noise, ask, state, self.vae)
 
 
 def usable(device: str | torch.device) -> torch.device:
@@ -359,18 +362,3 @@ def _chosen(config: str | PipelineConfig | None, card: Card | None) -> PipelineC
         check_built(chosen, card)
         chosen = with_own(chosen, card)
     return chosen
-
-
-def _whole(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: give a whole number, at least 1")
-
-
-def _finite(x: Tensor, chunk: Chunk, what: str) -> Tensor:
-    if not x.isfinite().all():
-        raise FloatingPointError(
-            f"the {what} of chunk {chunk.index} (latent frames {chunk.start}..{chunk.end - 1}) have values that are "
-            f"not finite: the weights are damaged, or {x.dtype} overflows and a wider dtype is needed"
-        )
-    return x

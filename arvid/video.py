@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import numpy as np
 
+from arvid.video_files import Encoder, Remux
+
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Video", "check_output"]
+__all__ = ["Video", "VideoWriter", "check_output"]
 
 VISIBLE_SIDE = 256
 """`Video.save` enlarges a video whose shorter side, in pixels, is less than this."""
@@ -108,16 +110,8 @@ class Video:
         Raises `ValueError` for a scale that cannot be, `RuntimeError` when encoding fails, and as `check_output`.
         """
         path = check_output(path)
-        even = path.suffix.lower() == ".mp4"
-        factor = self._visible_scale(even) if scale is None else scale
-        height, width = self.frames.shape[1:3]
-        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-            raise ValueError(f"scale={scale!r} must be a whole number, at least 1, or None")
-        if even and (height * factor % 2 or width * factor % 2):
-            raise ValueError(f"H.264 needs even sides, and scale={factor} makes {height * factor}x{width * factor}: "
-                             f"use scale={2 * factor} or None")
-        # In the same folder, so that the replacement is atomic; the suffix tells encoders the format.
-        unfinished = path.parent / f".arvid-{uuid4().hex}{path.suffix.lower()}"
+        factor = self._factor(path, scale)
+        unfinished = _beside(path)
         try:
             _WRITERS[path.suffix.lower()](self, unfinished, factor)
             os.replace(unfinished, path)
@@ -125,10 +119,116 @@ class Video:
             unfinished.unlink(missing_ok=True)
         return path
 
-    def _visible_scale(self, even: bool) -> int:
-        sides = self.frames.shape[1:3]
-        factor = math.ceil(VISIBLE_SIDE / min(sides))
-        return factor + 1 if even and factor % 2 and any(side % 2 for side in sides) else factor
+    def _factor(self, path: Path, scale: int | None) -> int:
+        """The factor that `save` enlarges by. Raises `ValueError` as it."""
+        even, (height, width) = path.suffix.lower() == ".mp4", self.frames.shape[1:3]
+        if scale is None:
+            factor = math.ceil(VISIBLE_SIDE / min(height, width))
+            return factor + 1 if even and factor % 2 and (height % 2 or width % 2) else factor
+        _check_scale(scale)
+        if even and (height * scale % 2 or width * scale % 2):
+            raise ValueError(f"H.264 needs even sides, and scale={scale} makes {height * scale}x{width * scale}: "
+                             f"use scale={2 * scale} or None")
+        return scale
+
+
+class VideoWriter:
+    """A video into a file piece by piece, for videos that are longer than memory.
+
+    >>> with VideoWriter("hour.mp4") as writer:
+    ...     for piece in pipe.stream(prompt, seconds=3600):
+    ...         writer.add(piece)
+
+    An .mp4 is written as pieces come, to NAME.part.mp4, which plays at any time, also when the program is killed; a
+    .gif or .png keeps the pieces until the end. `finish`, which the end of the `with` calls, gives the file its name,
+    where it takes the place of an older one. `close`, which an exception in the `with` calls, ends it under the name of
+    the part, with all pieces so far; a later writer to the same path begins that one anew.
+
+    `scale` is as in `Video.save`. Raises as `check_output`, and `ValueError` for a scale that cannot be.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], scale: int | None = None) -> None:
+        self.path = check_output(path)
+        if scale is not None:
+            _check_scale(scale)
+        self.scale, self.count, self.fps = scale, 0, 0.0
+        self.part = self.path.with_suffix(f".part{self.path.suffix}")
+        self._pieces: list[Video] = []
+        self._encoder: Encoder | None = None
+        self._format: tuple[int, ...] = ()
+        self._open = True
+
+    @property
+    def seconds(self) -> float:
+        """How long the pieces so far play."""
+        return self.count / self.fps if self.count else 0.0
+
+    def add(self, piece: Video) -> None:
+        """Append a piece. Raises `ValueError` for another size or rate than the first one's, or a file that is ended,
+        and `RuntimeError` when encoding fails."""
+        if not self._open:
+            raise ValueError(f"{str(self.path)!r} is ended: make another writer")
+        if self.count and (*piece.frames.shape[1:], piece.fps) != (*self._format, self.fps):
+            raise ValueError(f"the video is {self._format[0]}x{self._format[1]} at {self.fps:g} fps; this piece is "
+                             f"{piece!r}")
+        self._format, self.fps = piece.frames.shape[1:], piece.fps
+        if self.path.suffix.lower() != ".mp4":
+            self._pieces.append(piece)
+        else:
+            factor = piece._factor(self.path, self.scale)
+            if not self._encoder:
+                height, width = (side * factor for side in self._format[:2])
+                # Whole seconds go to the file as they are done, each readable by itself.
+                self._encoder = Encoder(self.part, (height, width), piece.fps, "-g", str(math.ceil(piece.fps)),
+                                         "-movflags", "+frag_keyframe+empty_moov+default_base_moof",
+                                         "-flush_packets", "1")  # fmt: skip
+            try:
+                self._encoder.write(_enlarged(piece, factor))
+            except RuntimeError:
+                self._open = False
+                raise
+        self.count += len(piece)
+
+    def finish(self) -> Path:
+        """End the file and give it its name. Raises `ValueError` for a video without frames, `RuntimeError` when
+        encoding fails; what there is then stays, under the name of the part."""
+        if not self.count:
+            raise ValueError(f"no pieces were added to {str(self.path)!r}: a video has at least one frame")
+        self._end(self.path)
+        if self._encoder:
+            unfinished = _beside(self.path)
+            try:
+                Remux(self.part, unfinished).finish()
+                os.replace(unfinished, self.path)
+                self.part.unlink()
+            finally:
+                unfinished.unlink(missing_ok=True)
+        return self.path
+
+    def close(self) -> None:
+        """End the file under the name of the part, where it was not finished; nothing is left of a video without
+        frames."""
+        self._end(self.part)
+
+    def _end(self, path: Path) -> None:
+        ending, self._open = self._open, False
+        if ending and self._encoder:
+            self._encoder.finish()
+        elif ending and self._pieces:
+            Video.concat(self._pieces).save(path, self.scale)
+            self._pieces = []
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+            return
+        with suppress(RuntimeError):  # the first error is the one to be told
+            self.close()
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
@@ -151,6 +251,16 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def _beside(path: Path) -> Path:
+    """A new name in the same folder, so that a replacement is atomic; the suffix tells encoders the format."""
+    return path.parent / f".arvid-{uuid4().hex}{path.suffix.lower()}"
+
+
+def _check_scale(scale: object) -> None:
+    if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
+        raise ValueError(f"scale={scale!r} must be a whole number, at least 1, or None")
+
+
 def _enlarge(image_HWC: np.ndarray, factor: int) -> np.ndarray:
     return image_HWC.repeat(factor, axis=0).repeat(factor, axis=1)
 
@@ -161,30 +271,14 @@ def _enlarged(video: Video, factor: int) -> Iterator[np.ndarray]:
 
 
 def _write_mp4(video: Video, path: Path, factor: int) -> None:
-    from imageio_ffmpeg import get_ffmpeg_exe
-
     height, width = (side * factor for side in video.frames.shape[1:3])
-    command = [get_ffmpeg_exe(), "-y", "-loglevel", "error",
-               "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(video.fps), "-i", "-",
-               "-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(path.absolute())]
-    with tempfile.TemporaryFile() as log:
-        encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
-        assert encoder.stdin is not None
-        try:
-            with encoder.stdin as pipe:
-                for frame in _enlarged(video, factor):
-                    pipe.write(frame.tobytes())
-        except BrokenPipeError:
-            pass  # the encoder gave up; its exit status and log say why
-        except BaseException:
-            encoder.kill()
-            raise
-        finally:
-            status = encoder.wait()
-        if status:
-            log.seek(0)
-            reason = log.read().decode(errors="replace").strip() or "no message"
-            raise RuntimeError(f"encoding the video failed (ffmpeg exit status {status}): {reason}")
+    encoder = Encoder(path, (height, width), video.fps, "-movflags", "+faststart")
+    try:
+        encoder.write(_enlarged(video, factor))
+        encoder.finish()
+    except BaseException:
+        encoder.stop()
+        raise
 
 
 def _write_gif(video: Video, path: Path, factor: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from random_model import random_parts
 from small_published import SMALL_CARDS, source
 
@@ -16,6 +17,9 @@ from arvid.models.weights import Parts, save_parts
 
 # Most tensors here are too small to share between threads, which then wait for each other.
 torch.set_num_threads(1)
+# A shared machine may stop for seconds at any point; time says nothing about a property.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ RHO = st.floats(-1, 1) | st.sampled_from([-1.0, 0.0, 1.0])
 SHAPE = (4, 6, 8)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(RHO, st.integers(1, 7), st.integers(0, 50))
 def test_covariance_within_a_chunk_and_none_across(rho: float, n: int, start: int) -> None:
     chunks = [Span(start, n), Span(start + n, n)]
@@ -24,7 +24,7 @@ def test_covariance_within_a_chunk_and_none_across(rho: float, n: int, start: in
     assert np.abs(found - np.block([[one, np.zeros((n, n))], [np.zeros((n, n)), one]])).max() < 1e-12
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(RHO, st.integers(1, 12), st.integers(1, 4))
 def test_a_stream_is_correlated_across_chunks(rho: float, n: int, size: int) -> None:
     chunks = [Span(start, min(size, n - start)) for start in range(0, n, size)]
@@ -32,7 +32,7 @@ def test_a_stream_is_correlated_across_chunks(rho: float, n: int, size: int) -> 
     assert np.abs(ANS(rho, "stream").covariance(range(n), chunks) - expected).max() < 1e-12
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(RHO, RHO, st.integers(2, 6), st.integers(1, 9), st.sampled_from(["chunk", "stream"]))
 def test_energy_of_motion_is_equation_14_and_falls_with_rho(rho: float, other: float, f: int, d: int, scope) -> None:
     """E sum_u |z_u - z_{u-1}|^2 = 2 (f - 1) (1 - rho) d."""
@@ -58,7 +58,7 @@ def test_drawn_energy_is_within_six_standard_errors(rho: float, f: int) -> None:
 OMEGA = np.linspace(0, 2 * np.pi, 4096, endpoint=False)  # the trapezoid rule over a turn is the mean of these
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(-0.98, 0.98))
 def test_the_spectrum_is_equation_15(rho: float) -> None:
     """Its mean is the variance, 1; with 2 (1 - cos omega), the power of a difference, that of the energy (Parseval)."""

@@ -123,7 +123,7 @@ def plans(policy: CachePolicy, chunks: Sequence[Chunk]) -> list[tuple[Chunk, Pla
     return found
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(cases())
 def test_plans(case: Case) -> None:
     for (chunk, *pair), again in zip(plans(case.policy, case.chunks), plans(case.policy, case.chunks), strict=True):

@@ -105,7 +105,7 @@ def test_what_is_right_passes(policy: CachePolicy) -> None:
     check_cache(policy)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.data(), st.integers(1, 3), st.integers(0, 99))
 def test_windows_of_any_size_pass(data: st.DataObject, chunk: int, seed: int) -> None:
     sink = data.draw(st.integers(0, 3))

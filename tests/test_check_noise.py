@@ -99,7 +99,7 @@ def test_recursions_through_a_whole_video_pass(prior: NoisePrior) -> None:
     check_noise(prior, train_horizon=9)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(1, 5), st.integers(1, 4), st.floats(-1, 1), st.floats(0, 10), st.data())
 def test_priors_with_any_fields_pass(chunk: int, turns: int, rho: float, a: float, data: st.DataObject) -> None:
     own = FreeNoise(chunk=data.draw(st.sampled_from([None, chunk])))

@@ -66,7 +66,7 @@ def test_what_is_right_passes(rule: Rotary) -> None:
     check_rotary(rule)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(2, 40), st.integers(1, 4), st.integers(2, 1500), st.floats(0, 3), st.floats(0.01, 9), st.data())
 def test_rules_with_any_fields_pass(
     planes: int, heads: int, trained: int, low: float, more: float, data: st.DataObject
@@ -274,7 +274,7 @@ def test_long_short_streamed_and_known_videos_are_asked_about() -> None:
     assert (1, 10**6, 21) in asked
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(2, 40), st.integers(1, 300), st.integers(1, 4000))
 def test_inv_freq_takes_names_dicts_and_instances(planes: int, trained: int, horizon: int) -> None:
     rule = Flex(0.2)

@@ -44,7 +44,7 @@ def test_what_is_right_passes(time: TimeMap) -> None:
     check_time(time)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(3, 40), st.integers(0, 50), st.floats(0, 100), st.integers(0, 99))
 def test_maps_with_any_fields_pass(some: int, more: int, phi: float, seed: int) -> None:
     for time in (Clamped(some, more), Relative(more), SinkAdjacent(more), ShotOffset(phi)):

@@ -42,7 +42,7 @@ def same(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
 
 @each
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(numbers())
 def test_decoding_is_off_by_no_more_than_promised(codec: Codec, dtype: torch.dtype, x: Tensor) -> None:
     top = 448 if codec == Fp8() else 127
@@ -63,7 +63,7 @@ def test_the_bounds_are_reached() -> None:
 
 
 @each
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(numbers(), st.integers(0, 10**6))
 def test_a_group_is_encoded_whatever_is_beside_it(codec: Codec, x: Tensor, seed: int) -> None:
     """An outlier costs precision in its own group only."""
@@ -77,7 +77,7 @@ def test_a_group_is_encoded_whatever_is_beside_it(codec: Codec, x: Tensor, seed:
 
 
 @each
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(numbers(), st.sampled_from(DTYPES))
 def test_what_was_decoded_encodes_to_the_same_words(codec: Codec, x: Tensor, dtype: torch.dtype) -> None:
     """If numbers are decoded to the dtype they had; to a coarser one the largest, and with it the scale, is rounded."""
@@ -88,7 +88,7 @@ def test_what_was_decoded_encodes_to_the_same_words(codec: Codec, x: Tensor, dty
 
 
 @each
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(numbers())
 def test_words_decoded_to_a_coarser_dtype_settle_at_once(codec: Codec, x: Tensor) -> None:
     first = codec.encode(x)

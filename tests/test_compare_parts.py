@@ -94,7 +94,7 @@ def task(weights: Path, prompts: int = 3, **given: Any) -> Any:
     return make_task(configs, names, **{"frames": 4, "metrics": ["flicker"], "weights": find(weights), **given})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(1, 3), st.integers(1, 9), st.integers(1, 5))
 def test_units_hold_every_missing_video_once(weights: Path, prompts: int, seeds: int, batch: int, jobs: int) -> None:
     whole = task(weights, prompts, seeds=seeds)
@@ -160,7 +160,7 @@ comparisons = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(comparisons)
 def test_json_holds_all_of_it(comparison: Comparison) -> None:
     text = to_json(comparison)

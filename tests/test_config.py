@@ -133,7 +133,7 @@ def test_every_registered_strategy_makes_the_round_trip_by_its_name(key: str) ->
 # TOML
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(CONFIGS, st.none() | ODDS)
 def test_toml_and_back(config: PipelineConfig, odd: Odd | None) -> None:
     with patch.dict(NOISE._classes, {"odd": Odd}):

@@ -164,7 +164,7 @@ def test_without_attention_a_frames_level_reaches_that_frame_only(dit: CausalDiT
     assert change[[0, 1, 3]].max() == 0
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(1, 5), st.sampled_from([Full(), Window(9)]))
 def test_one_chunk_of_all_frames_is_the_bidirectional_model(frames: int, policy: Full | Window) -> None:
     dit = tiny_dit()

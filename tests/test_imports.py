@@ -16,7 +16,10 @@ FILES = sorted((ROOT / "arvid").rglob("*.py"))
 
 BASIS = {"registry", "shapes", "geometry"}
 CHOICES = {"positional", "noise", "cache", "samplers"}
-TOP = {"pipeline", "video", "testing", "evaluation", "training", "plots", "lint", "simulate", "costs", "plan"}
+TOP = {
+    "pipeline", "requests", "streams", "video", "video_files", "testing", "evaluation", "training", "plots", "lint",
+    "simulate", "costs", "plan",
+}  # fmt: skip
 BELOW_TOP = BASIS | CHOICES | {"models", "config", "presets", "prompts"}
 
 # What each part of arvid may import from arvid besides itself; "part.module" allows that module only.

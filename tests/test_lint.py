@@ -70,7 +70,7 @@ def brute(config: PipelineConfig, own: Card, frames: int) -> dict[tuple[str, int
     return found
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.sampled_from([Window(7), Sink(7, 2), Sink(7, 2, sink_on_commit=False), Full(), Rolling(7)]),
     st.sampled_from([Absolute(), Relative(), SinkAdjacent(), Clamped()]),

@@ -85,6 +85,12 @@ def test_a_local_path_goes_before_an_id(cache: Path, parts: Parts, tmp_path: Pat
         Pipeline.load(model="Small/Wan", checkpoint="Small/Wan/a.pt")
 
 
+def test_an_address_is_no_id(cache: Path) -> None:
+    address = "https://huggingface.co/Small/Wan"
+    with pytest.raises(ValueError, match=f"^{address} is an address; give a local folder, or the hub's id org/name"):
+        Pipeline.load(model=address)
+
+
 def test_what_came_just_now_is_compared_with_its_hash(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = cache / "models--Small--Wan" / "snapshots" / REVISION / "Wan2.1_VAE.pth"
     blob = link.resolve()

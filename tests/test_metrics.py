@@ -282,7 +282,7 @@ videos = arrays(np.uint8, st.tuples(st.integers(1, 40), st.just(1), st.just(1), 
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(videos, st.sampled_from([3.0, 16.0, 24.0]))
 def test_every_metric_keeps_its_range_on_any_video(frames, fps):
     clip = Clip(frames, fps, CAPTION)

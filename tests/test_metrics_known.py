@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvid.evaluation.metrics import METRIC, Clip, ObjectSpeed, measure
+from arvid.evaluation.metrics import METRIC, Clip, ObjectSpeed, default_metrics, measure
 from arvid.evaluation.metrics.consistency import features
 from arvid.evaluation.reader import read, score
-from arvid.training.clips import MOTIONS, Scene, parse, render, trajectory
+from arvid.training.clips import MOTIONS, Scene, parse, render, scene_for, trajectory
 
 FPS = 16.0
 CAPTION = "a red ball bounces around on a navy background"
@@ -304,3 +304,15 @@ def test_a_black_video_is_nothing():
         assert value(name, black) == 0, name
     for name in ("object_speed", "subject_consistency", "sharpness", "size_kept", "marking_kept"):
         assert math.isnan(value(name, black)), name
+
+
+def test_two_objects_have_the_metrics_that_can_be_said_of_them():
+    caption = "a red ball moves up and down and a cyan square bounces around on a navy background"
+    names = set(default_metrics([caption]))
+    declined = {"shape", "motion", "marking_kept", "size_kept", "object_speed"}
+    assert not names & declined
+    assert {"good", "presence", "colour", "background", "texture_kept", "landmark_kept"} <= names
+    assert declined <= set(default_metrics([CAPTION]))
+    clip = Clip(render(scene_for(caption, np.random.default_rng(0)), range(30)), FPS, caption)
+    assert all(math.isnan(METRIC.build(name).measure(clip)) for name in declined)
+    assert all(METRIC.build(name).measure(clip) > 0.9 for name in ("good", "presence", "colour", "texture_kept"))

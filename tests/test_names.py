@@ -130,7 +130,7 @@ def test_full_size_wan22_vae() -> None:
     assert to_diffusers("vae", ours) == {name: other for other, name in names.items()}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sampled_from(["wan21", "wan22"]), st.integers(1, 4), st.integers(1, 4), st.data())
 def test_vaes_of_every_depth(layout: str, stages: int, blocks: int, data: st.DataObject) -> None:
     time = tuple(data.draw(st.booleans()) for _ in range(stages - 1))
@@ -178,7 +178,7 @@ def test_text_encoder_state_loads_strictly_from_every_naming() -> None:
 FRAGMENTS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(MODELS), st.booleans(), st.sampled_from(["", "model.", "module.", "module.model."]), st.data())
 def test_wrappers_are_taken_off_anywhere(model: str, in_diffusers: bool, prefix: str, data: st.DataObject) -> None:
     part = PART[model]

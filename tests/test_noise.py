@@ -174,7 +174,7 @@ def test_permutations_are_keyed() -> None:
 # Priors
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.floats(-2, 2).filter(lambda w: abs(w) > 1e-3), min_size=1, max_size=4), st.integers(0, 9))
 def test_a_draw_is_the_weighted_sum_of_white_frames(weights: list[float], start: int) -> None:
     z = Mix(tuple(weights), apply_to="all").draw(Key(4, Kind.RENOISE, 2), [start + 1], Span(start, 2), SHAPE)
@@ -190,7 +190,7 @@ def test_single_weights_are_exact() -> None:
         assert np.array_equal(Mix(weights).draw(Key(4), [3], Span(3, 3), SHAPE)[0], expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.floats(-2, 2).filter(lambda w: abs(w) > 1e-3), min_size=1, max_size=4), st.integers(2, 6))
 def test_energy_and_periodogram_follow_from_the_weights(weights: list[float], f: int) -> None:
     """Weights as a filter: covariance is their correlation, and both measures are sums over it."""

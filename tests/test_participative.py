@@ -30,7 +30,7 @@ def scene(draws: int, past: int, in_flight: int, memory: int, tokens: int) -> tu
     return Scene(new, q, sums, k, v), before
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 999), st.integers(0, 4), st.integers(1, 3), st.integers(2, 5), st.integers(1, 3))
 def test_the_tokens_kept_are_those_that_recent_queries_score_highest(draws, past, in_flight, memory, tokens) -> None:
     policy = Participative(12, 2, 3, 7)

@@ -157,7 +157,7 @@ def test_global_random_numbers_are_neither_used_nor_changed(pipe: Pipeline) -> N
 # Length, size, progress
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(1, 9))
 def test_frames_are_exact(pipe: Pipeline, frames: int) -> None:
     pieces = list(pipe.stream(RED, frames=frames))

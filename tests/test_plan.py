@@ -435,9 +435,16 @@ def test_a_card_is_named(run: Any, small: Plan, monkeypatch: pytest.MonkeyPatch)
     assert given == config({"name": "sink", "window": 9, "sink": 2}, time="relative").resolve(WAN)
 
 
+def test_the_bundled_card_and_one_of_a_file_are_cards_too(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps(SMALL.to_dict()))
+    assert run("--seconds", "4", model="mine.json").out == run("--seconds", "4").out
+    assert run("--frames", "3", model="tiny").out == run("--frames", "3", model=None).out
+
+
 @pytest.mark.parametrize(("argv", "model", "message"), [
     ((), "wan2.1-t2v-1.4b", "did you mean the card 'wan2.1-t2v-1"),
-    ((), "nothing", "nothing is not a folder of arvid weights"),
+    ((), "nothing", "nothing is not a folder of arvid weights, nor of others: nothing is there"),
+    ((), "nothing.json", "there is no card nothing.json"),
     ((), ".", ". is not a folder of arvid weights"),
     (("none.toml",), "self_forcing", "there is no file none.toml"),
     (("--size", "830x480"), "self_forcing", "width=830 must be a positive multiple of 16"),

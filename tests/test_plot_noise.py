@@ -181,7 +181,7 @@ def test_curves_are_the_power_of_drawn_noise(prior: NoisePrior) -> None:
         np.testing.assert_allclose(motion, 4 * np.sin(OMEGA / 2) ** 2 * power, rtol=1e-9, atol=1e-12)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.floats(-1, 1) | st.sampled_from([-1.0, 0.0, 1.0]), st.integers(1, 5), st.integers(1, 12))
 def test_the_mean_of_the_motion_density_is_the_energy_of_differences(rho: float, chunk: int, frames: int) -> None:
     """Parseval, with zeros before and after: 2 + 2 (f - 1)(1 - rho) over f frames (FLEX, eq. 14, and the ends)."""

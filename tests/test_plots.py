@@ -164,7 +164,7 @@ def test_the_last_line_says_how_much_is_seen_and_held(config: PipelineConfig, su
     assert table(config, 120, CARD).splitlines()[-1] == sums
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.tuples(st.integers(20, 60), st.integers(0, 60)),
        st.lists(st.tuples(st.sampled_from([-1, 1, 1, 2]), st.sampled_from([0, 0.25, 1, 1, 1, 7])), max_size=20))
 def test_ranges_say_each_frame_and_its_time(first: tuple[int, int], steps: list[tuple[int, float]]) -> None:
@@ -182,7 +182,7 @@ def test_a_range_has_no_gap_in_time() -> None:
     assert ranges([]) == ""
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.sampled_from([FULL, SMALL, SINK, DEEP, ROLLING, SINK.replace(time="relative"),
                      SINK.replace(cache=Sink(9, 2, sink_on_commit=False))]),

@@ -71,7 +71,7 @@ def test_rolling_sink_in_chunk_8() -> None:
     assert {ref.frame for ref in denoise.refs if ref.role == "memory"} == {15, 16, 17}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 60))
 def test_rolling_is_the_released_bank(chunk: int, history: int, end: int) -> None:
     """A simulation of the released code's ring: the last chunk's slots are overwritten, at its successor's commit, by

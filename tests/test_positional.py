@@ -27,7 +27,7 @@ def turned(x_BNhd: Tensor, time: tuple[float, ...], inv_freq: np.ndarray | None 
     return rotate(x_BNhd, phase(angles, x_BNhd.dtype))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(times, times)
 def test_rotation_is_the_complex_one_and_keeps_lengths(a: float, b: float) -> None:
     x = randn(2, 12, 2, 16)
@@ -39,7 +39,7 @@ def test_rotation_is_the_complex_one_and_keeps_lengths(a: float, b: float) -> No
     assert (planes[0] - planes[1]).abs().max() < 1e-12
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(times, times, times)
 def test_logits_know_time_differences_only(a: float, b: float, offset: float) -> None:
     q, k = randn(1, 6, 1, 16), randn(1, 6, 1, 16, seed=1)

@@ -106,7 +106,7 @@ def test_groups_share_their_weight_whatever_the_chunks(w: float, size: int, f: i
     assert np.abs(Grouped(size, w).covariance(frames, chunks) - expected).max() < 1e-12
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(A, F, st.integers(1, 4))
 def test_progressive_frames_have_powers_of_a_over_the_root(a: float, f: int, chunk: int) -> None:
     rho, lag = a / math.sqrt(1 + a**2), np.abs(np.subtract.outer(np.arange(f), np.arange(f)))
@@ -117,7 +117,7 @@ def test_progressive_frames_have_powers_of_a_over_the_root(a: float, f: int, chu
     assert np.abs(Progressive(a, "chunk").covariance(range(f), chunks) - within).max() < 1e-12
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(A, st.sampled_from(["chunk", "stream"]), st.integers(0, 6))
 def test_progressive_is_ans_of_its_rho(a: float, scope, start: int) -> None:
     prior, ans, chunk = Progressive(a, scope), ANS(a / math.hypot(1, a), scope), Span(start, 3)
@@ -151,7 +151,7 @@ def ancestors(prior: FreeNoise, chunk: Span, seed: int = 0) -> list[int]:
     return [index for recipe in found for _, index in recipe]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 5), st.integers(1, 4), st.booleans(), st.integers(0, 99), st.data())
 def test_any_window_of_the_horizon_has_each_base_frame_once(
     chunk: int, turns: int, alone: bool, seed: int, data: st.DataObject
@@ -168,7 +168,7 @@ def test_any_window_of_the_horizon_has_each_base_frame_once(
         assert not first or ancestors(prior, Span(0, 1), seed) == [0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(0, 60), st.data())
 def test_a_short_last_chunk_begins_as_the_whole_one(chunk: int, index: int, data: st.DataObject) -> None:
     n, prior = data.draw(st.integers(1, chunk)), FreeNoise(4 * chunk, chunk)

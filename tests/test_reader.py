@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from arvid.evaluation.motion import classify
 from arvid.evaluation.pixels import components, fill_holes, largest_component
@@ -14,10 +16,13 @@ from arvid.training.clips import (
     MOTIONS,
     Caption,
     Scene,
+    all_captions,
+    held_out_pairs,
     parse,
     render,
     sample_scene,
     scene_for,
+    training_pairs,
     trajectory,
 )
 
@@ -116,6 +121,66 @@ def test_noise_and_two_objects_are_not_an_object():
     two = np.where(one == one[0, 0], np.roll(one, 30, axis=1), one)
     assert not read(two[None]).present.any()
     assert read(one[None]).present.all()
+
+
+def soft(video_THWC: np.ndarray) -> np.ndarray:
+    """As a decoder may give it: colours at half the resolution, everything blurred; about 27 dB."""
+    halves = video_THWC.reshape(len(video_THWC), 32, 2, 32, 2, 3).mean((2, 4)).repeat(2, axis=1).repeat(2, axis=2)
+    luma, luma_of_halves = (video @ np.array([0.299, 0.587, 0.114]) for video in (video_THWC, halves))
+    video_THWC = halves + (luma - luma_of_halves)[..., None]
+    return blurred(video_THWC / 255).clip(0, 1)
+
+
+@given(st.sampled_from(all_captions() + held_out_pairs() + training_pairs()[::50]), st.integers(0, 2**32 - 1))
+@settings(max_examples=25, derandomize=True)
+def test_truth_of_any_caption_scores_in_full_sharp_or_blurred(caption, seed):
+    scene = scene_for(caption, np.random.default_rng(seed))
+    video_THWC = render(scene, range(0, 81, 5))
+    two = scene.said.second is not None
+    for shown in (video_THWC, soft(video_THWC)):
+        reading = read(shown)
+        result = score(reading, caption)
+        assert result.background
+        assert result.colour
+        assert result.shape is None if two else result.shape
+        assert result.motion is None if two else result.motion
+        assert min(result.presence, result.good) >= (0.7 if two else 0.9)  # one may hide the other for a while
+        kept = persistence(reading)
+        assert np.nanmean(kept.texture) > 0.9
+        assert np.isnan(kept.landmark).all() or np.nanmean(kept.landmark) > 0.8
+
+
+@pytest.mark.parametrize("degrade", [lambda video: video, soft])
+def test_truth_of_two_objects_is_read_right_on_average(degrade):
+    rng = np.random.default_rng(3)
+    captions = held_out_pairs()
+    scores = [score(read(degrade(render(scene_for(text, rng), FRAMES[::2]))), text) for text in captions]
+    assert all(each.colour and each.background for each in scores)
+    assert np.mean([each.good for each in scores]) > 0.97
+    assert np.mean([each.presence for each in scores]) > 0.97
+
+
+def test_two_objects_are_only_right_with_both_colours_and_the_background():
+    scene = scene_for("a red ball moves up and down and a cyan square bounces around on a navy background",
+                      np.random.default_rng(1))  # fmt: skip
+    reading = read(render(scene, FRAMES))
+    assert score(reading, scene.caption()).good > 0.9
+    for wrong in ("a pink ball moves up and down and a cyan square bounces around on a navy background",
+                  "a red ball moves up and down and a yellow square bounces around on a navy background"):  # fmt: skip
+        assert not score(reading, wrong).colour
+        assert score(reading, wrong).good == 0
+    elsewhere = score(reading, scene.caption().replace("navy", "black"))
+    assert elsewhere.colour
+    assert not elsewhere.background
+    assert elsewhere.good == 0
+
+
+def test_one_object_whatever_its_marking_is_not_two():
+    rng = np.random.default_rng(5)
+    videos = [render(scene_for(caption, rng), [0, 30]) for caption in all_captions()[::6]]
+    assert not any(((read(video).pieces > 0).sum(-1) > 1).any() for video in videos)
+    blurred_edges = [((read(soft(video)).pieces > 0).sum(-1) > 1).mean() for video in videos]
+    assert np.mean(blurred_edges) < 0.08
 
 
 def test_a_frozen_clip_is_still():

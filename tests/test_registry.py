@@ -128,7 +128,7 @@ def is_plain(value):
     return all(map(is_plain, value)) if isinstance(value, list) else type(value) in (bool, int, float, str, type(None))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(nesteds | hosts)
 def test_build_inverts_spec_through_plain_values(strategy):
     spec = KIND.spec(strategy)

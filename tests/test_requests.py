@@ -56,7 +56,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"prompt": []}, ValueError, "the list of prompts is empty"),
     ({"prompt": [RED, " "]}, ValueError, "the prompt ' ' is empty"),
     ({"prompt": [RED, 3]}, TypeError, "list of strings"),
-    ({"prompt": None}, TypeError, r"list of strings \(a batch\), or .* \(one video\), got None"),
+    ({"prompt": None}, TypeError, r"list of strings \(a batch\), .* or a function .* \(one video\), got None"),
     ({"prompt": [(0, RED), BLUE]}, TypeError, "list of strings"),
     ({"prompt": [(0, RED), (True, BLUE)]}, TypeError, r"\(True, '.*'\) in a list is neither"),
     ({"prompt": [(0, RED), (1, BLUE, 2)]}, TypeError, "in a list is neither"),
@@ -65,7 +65,6 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"prompt": [(0, RED), (math.nan, BLUE)]}, ValueError, "each later one after"),
     ({"prompt": [(0, RED), (9, BLUE)], "frames": 9}, ValueError, "begins at 9 s, and no chunk of this video of 9"),
     ({"prompt": [(0, RED), (3.6, BLUE)], "frames": 8}, ValueError, r"begins at 3\.6 s, and no chunk"),  # the last: 3 s
-    ({"prompt": [(0, RED), (1.1, BLUE), (1.9, RED)], "frames": 9}, ValueError, "same chunk as the one before"),
     ({"prompt": [(0, RED), (1, " ")], "frames": 9}, ValueError, "the prompt ' ' is empty"),
     ({"prompt": [(0, RED), (1, BLUE)], "frames": 9, "seed": [1, 2]}, ValueError, "seed"),
     ({"on_change": "flush"}, ValueError, "event 'flush' needs a value for n"),

@@ -89,7 +89,7 @@ def yarn(trained: int, s: float, fast: float, slow: float) -> list[float]:
     return [t * (d / s + 1 - d) for t, d in zip(THETA, by, strict=True)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 300), lengths, st.floats(0, 3), st.floats(0.01, 20), st.floats(0.1, 5), st.integers(1, PLANES))
 def test_closed_forms(trained: int, horizon: int, alpha: float, more: float, growth: float, k: int) -> None:
     """Each equation, plane by plane."""
@@ -111,7 +111,7 @@ def test_closed_forms(trained: int, horizon: int, alpha: float, more: float, gro
         np.testing.assert_allclose(rule.inv_freq(context(trained, horizon)), freq, rtol=1e-12, err_msg=str(rule))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 300), st.data())
 def test_within_training_they_are_rope_bit_by_bit(trained: int, data: st.DataObject) -> None:
     now = context(trained, data.draw(st.integers(1, trained)))
@@ -142,7 +142,7 @@ def test_thresholds_of_language_models_interpolate_nearly_everything() -> None:
     assert ratio(NTKByParts(1, 32), 21, 84)[0] == pytest.approx(0.307, abs=5e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(2, 300), st.floats(1, 50), st.floats(0, 3), st.floats(0.01, 20))
 def test_by_parts_lies_between_interpolation_and_rope(trained: int, times: float, alpha: float, more: float) -> None:
     now = context(trained, math.ceil(times * trained))
@@ -159,7 +159,7 @@ def test_by_parts_lies_between_interpolation_and_rope(trained: int, times: float
     assert (found[slow] * (now.horizon or 0) <= trained * plain[slow] * (1 + 1e-12)).all()  # no phase is new to these
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(2, 64), st.integers(1, 300), lengths)
 def test_ntk_keeps_the_first_plane_and_divides_the_last(planes: int, trained: int, horizon: int) -> None:
     now = context(trained, horizon, planes)
@@ -204,7 +204,7 @@ def test_riflex_of_the_paper() -> None:
     assert found[5] < found[6]  # the ladder no longer falls
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, PLANES), st.integers(1, 300), lengths, st.floats(0.1, 1))
 def test_riflex_slows_one_plane_and_never_quickens_it(k: int, trained: int, horizon: int, margin: float) -> None:
     plain, found = (rule.inv_freq(context(trained, horizon)) for rule in (Rope(), Riflex(k, margin)))

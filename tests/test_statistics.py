@@ -75,7 +75,7 @@ def test_they_follow_skew() -> None:
     assert each.high - each.mean > 1.3 * (each.mean - each.low)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(arrays(float, (7, 3), elements=st.floats(-5, 5).map(lambda x: round(x, 3))), st.floats(0.5, 3), st.floats(-2, 2))
 def test_intervals_move_and_stretch_with_values(values: np.ndarray, scale: float, shift: float) -> None:
     for before, after in zip(intervals(values), intervals(scale * values + shift), strict=True):

@@ -17,6 +17,7 @@ from arvid.models.specs import TextSpec
 from arvid.models.text import (
     BUNDLED_GRAMMAR,
     BUNDLED_TOKENIZER,
+    CLIPS_GRAMMAR,
     TextEncoder,
     build_umt5,
     clean,
@@ -27,6 +28,7 @@ from arvid.models.text import (
     train_tokenizer,
     umt5_config,
 )
+from arvid.training.grammar import training_captions, training_pairs
 
 GOLDEN = Path(__file__).parent / "golden" / "t5.safetensors"
 WORDS = sorted(set(BUNDLED_GRAMMAR.translate(str.maketrans("{|}", "   ")).split()))
@@ -182,6 +184,26 @@ def test_grammar_has_its_720_sentences() -> None:
     assert sentences("no choice") == ["no choice"]
 
 
+def test_grammar_of_the_clips_adds_two_objects_and_no_word(tmp_path: Path) -> None:
+    prompts = sentences(CLIPS_GRAMMAR)
+    assert len(prompts) == len(set(prompts)) == 720 + 120 * 120 * 6
+    assert prompts[:720] == sentences(BUNDLED_GRAMMAR)
+    assert set(training_pairs()) < set(prompts)
+    train_tokenizer(training_captions() + training_pairs(), tmp_path / "pairs.model")
+    tokenizer = load_tokenizer(tmp_path / "pairs.model")
+    assert tokenizer.vocab_size() == len(WORDS) + 3
+    assert max(map(len, tokenizer.encode(prompts, add_eos=True))) == 20
+
+
+@pytest.mark.parametrize("motion", ["bounces around", "moves up and down"])
+def test_a_model_of_one_object_refuses_two(encoder: TextEncoder, motion: str) -> None:
+    prompt = f"a red ball bounces around and a blue square {motion} on a navy background"
+    with pytest.raises(ValueError, match=r"has 15 words, .* more than 11|has 18 tokens, .* reads 16"):
+        encoder.encode([prompt])
+    of_two = TextEncoder(encoder.model, TOKENIZER, length=20, grammar=CLIPS_GRAMMAR)
+    assert of_two.tokenize([prompt])[1].sum() == len(prompt.split()) + 1
+
+
 def test_training_is_deterministic_and_gives_the_committed_file(tmp_path: Path) -> None:
     captions = sentences(BUNDLED_GRAMMAR)
     train_tokenizer(captions, tmp_path / "once.model")
@@ -212,7 +234,7 @@ def test_tokenize_ends_and_pads(encoder: TextEncoder) -> None:
     assert mask_BL.sum(1).tolist() == [10, 10, 3]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.sampled_from(sentences(BUNDLED_GRAMMAR)), min_size=1, max_size=4))
 def test_rows_are_independent_and_zero_past_the_prompt(encoder: TextEncoder, prompts: list[str]) -> None:
     text_BLD = encoder.encode(prompts)
@@ -273,7 +295,9 @@ def test_bad_prompts(encoder: TextEncoder) -> None:
         encoder.encode(PROMPT)
     with pytest.raises(TypeError, match="list of strings"):
         encoder.encode([PROMPT, None])  # pyright: ignore[reportArgumentType]
-    encoder.encode(["a " * 15])
+    encoder.encode(["a " * 11])
+    with pytest.raises(ValueError, match=r"has 15 words, and no prompt of this model more than 11; its prompts are: a"):
+        encoder.encode(["a " * 15])
     with pytest.raises(ValueError, match=r"17 tokens.* reads 16"):
         encoder.encode(["a " * 16])
 

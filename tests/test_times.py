@@ -59,7 +59,7 @@ def all_times(time: TimeMap, refs: Sequence[Ref], new: Pass) -> dict[int, float]
     return dict(zip([*(ref.frame for ref in refs), *new.frames], (*held, *own), strict=True))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(views())
 def test_relative_and_adjacent_times_differ_by_one_constant(case: tuple[list[Ref], Pass]) -> None:
     refs, new = case
@@ -74,7 +74,7 @@ def test_relative_and_adjacent_times_differ_by_one_constant(case: tuple[list[Ref
         assert relative == adjacent == all_times(Absolute(), refs, new)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(views(), st.integers(0, 30))
 def test_adjacent_sinks_keep_the_gap_the_order_and_never_move_back(case: tuple[list[Ref], Pass], gap: int) -> None:
     refs, new = case
@@ -160,7 +160,7 @@ def test_what_sees_another_shot_alone_jumps(time: TimeMap, plain: TimeMap) -> No
             assert group.times == tuple(t + 10 * (index in jumping) for t in unmoved.times)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(views(), st.integers(9, 60))
 def test_clamped_times_are_those_of_the_paper(case: tuple[list[Ref], Pass], onset: int) -> None:
     refs, new = case

@@ -146,7 +146,7 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", SPECS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(sizes=splits())
 def test_decoding_in_any_pieces_equals_the_whole(layout: str, dtype: torch.dtype, sizes: list[int]) -> None:
     spec = SPECS[layout]
@@ -159,7 +159,7 @@ def test_decoding_in_any_pieces_equals_the_whole(layout: str, dtype: torch.dtype
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", SPECS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(sizes=splits())
 def test_encoding_in_any_pieces_equals_the_whole(layout: str, dtype: torch.dtype, sizes: list[int]) -> None:
     spec = SPECS[layout]
@@ -187,7 +187,7 @@ def test_streams_follow_any_time_stride(layout: str, time: tuple[bool, bool]) ->
 
 
 @pytest.mark.parametrize("layout", SPECS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(kept=st.integers(1, 4), more=st.integers(1, 3))
 def test_the_future_changes_nothing(layout: str, kept: int, more: int) -> None:
     spec = SPECS[layout]

@@ -13,11 +13,11 @@ from typing import Any
 
 from arvid import __version__
 
-from . import compare, convert, encode, generate, lint, listing, plan, plot, show
+from . import compare, convert, encode, generate, lint, listing, plan, plot, show, train
 
 __all__ = ["COMMANDS", "main", "parser"]
 
-COMMANDS = (compare, convert, encode, generate, lint, listing, plan, plot, show)
+COMMANDS = (compare, convert, encode, generate, lint, listing, plan, plot, show, train)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from . import configs
@@ -42,12 +43,17 @@ def add(commands: Any) -> None:
     p.add_argument("prompt", metavar="PROMPT", help="what the video shows")
     p.add_argument(
         "-o", "--output", metavar="FILE", default="arvid.mp4",
-        help=".mp4, .gif, or .png for a contact sheet; replaces an older file (default: %(default)s)",
+        help=".mp4, .gif, or .png for a contact sheet; replaces an older file (default: %(default)s). An .mp4 is "
+        "written as it is made, to NAME.part.mp4, which stays when the run is stopped",
     )  # fmt: skip
     p.add_argument(
         "--then", nargs=2, metavar=("SECONDS", "PROMPT"), action="append", default=[],
         help="change the prompt at this time, as the cache's on_change says (--set cache.on_change=recommit); "
         "repeatable",
+    )  # fmt: skip
+    p.add_argument(
+        "--negative", metavar="PROMPT", help="under guidance, what to lead the video away from (default: the card's; "
+        '"" is no text)',
     )  # fmt: skip
     configs.add(p, "--preset")
     configs.add_weights(p)
@@ -56,6 +62,10 @@ def add(commands: Any) -> None:
         "--seconds", type=seconds, help="length, rounded to whole chunks (default: that of the training clips)"
     )
     length.add_argument("--frames", type=whole, help="length in latent frames, exact")
+    p.add_argument(
+        "--start", metavar="FILE", help="begin with this image (.png, .jpg) or clip (.mp4, .gif), of the size that is "
+        "made; the length is that of what is new",
+    )  # fmt: skip
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same video (default: 0)")
     p.add_argument("--size", metavar="WIDTHxHEIGHT", type=size, help="pixels to generate (default: the model's)")
     p.add_argument(
@@ -68,9 +78,9 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate and save; the output path is checked before anything is loaded."""
-    from arvid.video import check_output
+    from arvid.video import VideoWriter
 
-    check_output(arguments.output)
+    writer = VideoWriter(arguments.output, arguments.scale)
     later = [(_moment(when), prompt) for when, prompt in arguments.then]
     config, name = configs.chosen(arguments)
     from arvid.models.loading import DTYPES  # torch is slow to import: bad paths are refused without it
@@ -86,13 +96,17 @@ def run(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     width, height = arguments.size or (None, None)
     prompt = [(0, arguments.prompt), *later] if later else arguments.prompt
-    with progress_line(arguments.quiet, _far) as show:
-        video = pipe(
-            prompt, arguments.seconds, frames=arguments.frames, height=height, width=width,
-            seed=arguments.seed, progress=show,
-        )  # fmt: skip
-    path = video.save(arguments.output, arguments.scale)
-    print(f"{path}: {len(video)} pixel frames, {video.seconds:g} s")
+    try:
+        with progress_line(arguments.quiet, _far) as show:
+            path = pipe(
+                prompt, arguments.seconds, frames=arguments.frames, height=height, width=width, seed=arguments.seed,
+                negative=arguments.negative, start=arguments.start, into=writer, progress=show,
+            )  # fmt: skip
+    except BaseException:
+        if writer.count:
+            print(f"arvid: {writer.part} has the first {writer.seconds:g} s", file=sys.stderr)
+        raise
+    print(f"{path}: {writer.count} pixel frames, {writer.seconds:g} s")
     return 0
 
 

@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     """Register the subcommand."""
     p = commands.add_parser(
         "list", help="list strategies, presets and cards", description="List strategies with their fields, those of "
-        "plugins and --use files included, presets, and cards of weights.",
+        "plugins and --use files included, presets, cards of weights, and stages and data of training recipes.",
     )  # fmt: skip
     p.add_argument("kind", metavar="KIND", nargs="?", help="one kind only, such as cache, noise, presets or cards")
     configs.add_use(p)
@@ -51,7 +51,8 @@ def _kinds() -> dict[str, Callable[[], Lines]]:
 
     registries = dict.fromkeys((*REGISTRIES.values(), *BY_BASE.values()))  # those of fields last
     strategies = {registry.kind: partial(_strategies, registry) for registry in registries}
-    return strategies | {"presets": _presets, "cards": _cards}
+    training = {kind: partial(_training, kind) for kind in ("stage", "data")}
+    return strategies | {"presets": _presets, "cards": _cards} | training
 
 
 def _section(kind: str, lines: Lines) -> str:
@@ -66,6 +67,12 @@ def _strategies(registry: Registry) -> Lines:
         cls = registry.get(name)
         given = sorted((f for f in dataclasses.fields(cls) if f.init), key=lambda f: f.kw_only is True)  # its own first
         yield name, summary(cls), ", ".join(map(describe_field, given))
+
+
+def _training(kind: str) -> Lines:
+    from arvid.training.recipe import DATA, STAGE
+
+    yield from _strategies({"stage": STAGE, "data": DATA}[kind])
 
 
 def _presets() -> Lines:

@@ -3,12 +3,10 @@
 Colours are in 0..255. P counts the pixels of a frame, T pixel frames.
 """
 
-from math import pi
-
 import numpy as np
 from numpy.typing import NDArray
 
-from arvid.training.clips import LANDMARK_MARGIN, LANDMARK_SIDE, LANDMARKS, SIZE, STRIPE_PERIOD, landmark_colour
+from arvid.training.clips import LANDMARK_MARGIN, LANDMARK_SIDE, LANDMARKS, SIZE, landmark_colour, stripes
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -60,8 +58,7 @@ def fit_background(video_THWC: Floats) -> tuple[Floats, Floats]:
     """
     T, H, W, _ = video_THWC.shape
     y, x = axes(H, W)
-    turn = 2 * pi * SIZE / STRIPE_PERIOD
-    waves = (np.ones((1, 1), np.float32), 2 * x - 1, 2 * y - 1, np.cos(turn * x), np.cos(turn * y))
+    waves = (np.ones((1, 1), np.float32), 2 * x - 1, 2 * y - 1, stripes(SIZE * x), stripes(SIZE * y))
     basis_KP = np.stack([np.broadcast_to(wave, (H, W)).reshape(-1) for wave in waves])
     products_PKK = (basis_KP[:, None] * basis_KP).reshape(-1, H * W).T
     ridge_KK = np.diag([1e-6] + [1e-3 * H * W] * 4)  # a frame with little background to see has no texture

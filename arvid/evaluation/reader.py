@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 from arvid.evaluation.motion import classify
 from arvid.evaluation.pixels import (
+    LEAST_DISTANCE,
     axes,
     checked_video,
     corner_boxes,
     find_object,
     fit_background,
+    largest_component,
     towards_landmark,
 )
-from arvid.training.clips import BACKGROUNDS, COLOURS, SHAPES, TEXTURE_DEPTH, parse
+from arvid.training.clips import BACKGROUNDS, COLOURS, SHAPES, TEXTURE_DEPTH, Caption, marking_colour, parse
 
 Floats = NDArray[np.floating]
 Names = NDArray[np.str_]
@@ -34,6 +36,8 @@ LEAST_VISIBLE = 0.3  # share of a landmark's place that the object leaves free, 
 MARKING_DISTANCE = 80.0  # distance in RGB of a marking from the object's colour; more than that counts as that
 LARGEST_DISTANCE = 255 * 3**0.5  # in RGB
 LANDMARK_OFF = 60.0  # distance in RGB from every mixture of background and landmark at which a pixel is neither
+NEAR_COLOUR = 110.0  # distance in RGB from a colour of the palette within which a pixel may be of a piece of it
+LEAST_PIECE = 0.003  # of the frame: the smaller of two objects has 0.03 and a marking on it, and is partly hidden
 FIVE_SECONDS = 81
 PIECE = 128  # frames read at a time: frames are independent, memory is not
 REFERENCE = 9  # pixel frames of a first chunk of three latent frames
@@ -46,7 +50,9 @@ class Reading:
     Where no object is `present`, its names are "" and its numbers NaN. `texture` holds gradient right, gradient down,
     stripes across, stripes down, over the depth that the clips use; `landmark` how much of one is seen in each corner
     (top left, top right, bottom left, bottom right), NaN behind the object; `marking` how much the object's middle and
-    its sides differ from its colour: about 0 0 without a marking, 1 0 for a dot, 1 1 for a band.
+    its sides differ from its colour: about 0 0 without a marking, 1 0 for a dot, 1 1 for a band. All of these are of
+    one object, the largest thing there is; `pieces` holds, for each colour of the palette, the largest connected part
+    of the frame in it, as a share of the frame without lines of one pixel, 0 below `LEAST_PIECE`.
     """
 
     background: Names  # [T]
@@ -60,6 +66,7 @@ class Reading:
     texture: Floats  # [T, 4]
     landmark: Floats  # [T, 4]
     marking: Floats  # [T, 2]
+    pieces: Floats  # [T, 8]
 
     def __len__(self) -> int:
         return len(self.present)
@@ -79,14 +86,16 @@ class Score:
     """How far a reading is what a caption says.
 
     A name is right when it is the commonest one of the clip (of the frames with an object, for colour and shape).
+    Of a caption of two objects, `colour` is right when each of its colours is a piece in more than half of the frames,
+    and shapes and motions are not read: None.
     """
 
     background: bool
     colour: bool
-    shape: bool
-    motion: bool
-    presence: float  # share of frames with an object
-    good: float  # share of frames with an object of the right colour on the right background
+    shape: bool | None
+    motion: bool | None
+    presence: float  # share of frames with an object; of two, with pieces of two colours
+    good: float  # share of frames with an object of the right colour on the right background; of two, with both
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +128,7 @@ def _read_frames(video_THWC: Floats) -> Reading:
     background, background_error = _nearest(mean_TC, BACKGROUNDS)
     share_THW, off_THW = towards_landmark(away_THWC, mean_TC, background)
     mask_THW, dominance_T = find_object(away_THWC, off_THW)
+    pieces_TK, covered_THW = _pieces(video_THWC, away_THWC)
     area_T = mask_THW.mean((1, 2))
     colour, colour_error = _object_colour(video_THWC, mask_THW)
     present = (area_T > AREA[0]) & (area_T < AREA[1]) & (dominance_T > LEAST_SHARE) & (colour_error < NO_COLOUR)
@@ -134,8 +144,9 @@ def _read_frames(video_THWC: Floats) -> Reading:
         centre=centre_T2 * nothing[:, None],
         area=area_T * nothing,
         texture=fit_TKC[:, 1:].mean(-1) / TEXTURE_DEPTH,
-        landmark=_landmark(share_THW, off_THW, mask_THW),
+        landmark=_landmark(share_THW, off_THW, mask_THW | covered_THW),
         marking=_marking(video_THWC, y_TH1, x_T1W) * nothing[:, None],
+        pieces=pieces_TK,
     )
 
 
@@ -144,6 +155,8 @@ def score(reading: Reading, caption: str) -> Score:
     said = parse(caption)
     if not len(reading):
         raise ValueError("the reading has no frames, so there is nothing to score")
+    if said.second:
+        return _score_of_two(reading, said)
     right = reading.present & (reading.colour == said.colour) & (reading.background == said.background)
     return Score(
         background=_commonest(reading.background) == said.background,
@@ -152,6 +165,20 @@ def score(reading: Reading, caption: str) -> Score:
         motion=reading.motion == said.motion,
         presence=float(reading.present.mean()),
         good=float(right.mean()),
+    )
+
+
+def _score_of_two(reading: Reading, said: Caption) -> Score:
+    found_TK = reading.pieces > 0
+    both_T2 = found_TK[:, [list(COLOURS).index(thing.colour) for thing in said.things]]
+    right_T = both_T2.all(-1) & (reading.background == said.background)
+    return Score(
+        background=_commonest(reading.background) == said.background,
+        colour=bool((both_T2.mean(0) > 0.5).all()),
+        shape=None,
+        motion=None,
+        presence=float((found_TK.sum(-1) >= 2).mean()),
+        good=float(right_T.mean()),
     )
 
 
@@ -222,6 +249,42 @@ def _object_colour(video_THWC: Floats, mask_THW: NDArray[np.bool_]) -> tuple[Nam
     mean_TC = np.stack(sums_TC, axis=-1) / votes_TK.max(-1, keepdims=True).clip(1)
     error_T = np.linalg.norm(mean_TC - palette_KC[winner_T], axis=-1) / LARGEST_DISTANCE
     return np.array(list(COLOURS))[winner_T], error_T
+
+
+def _pieces(video_THWC: Floats, away_THWC: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """The largest connected part of each colour of the palette, [T, 8] shares of the frame; what they cover together.
+
+    Smaller ones than `LEAST_PIECE` are left out of both, and so are what is nearer to a marking (a red object's light
+    band is no pink one) and lines of one pixel: edges, whose mixed colours may be another object's.
+    """
+    markings = [marking_colour(colour, background, "band") for colour in COLOURS for background in ("black", "white")]
+    palette_KC = np.array([*COLOURS.values(), *markings], np.float32)
+    T, H, W, _ = video_THWC.shape
+    place_N = np.flatnonzero(np.einsum("thwc,thwc->thw", away_THWC, away_THWC) > LEAST_DISTANCE**2)
+    pixels_NC = video_THWC.reshape(-1, 3).take(place_N, axis=0)
+    distance_NK = (pixels_NC**2).sum(-1, keepdims=True) - 2 * pixels_NC @ palette_KC.T + (palette_KC**2).sum(-1)
+    colour_THW = np.full((T, H, W), -1)
+    colour_THW.reshape(-1)[place_N] = np.where(distance_NK.min(-1) < NEAR_COLOUR**2, distance_NK.argmin(-1), -1)
+    pieces_TK = np.zeros((T, len(COLOURS)), np.float32)
+    covered_THW = np.zeros((T, H, W), bool)
+    for k in range(len(COLOURS)):
+        of_colour_THW = colour_THW == k
+        solid_THW = _solid(of_colour_THW)
+        frames = np.flatnonzero(solid_THW.mean((1, 2)) >= LEAST_PIECE)
+        if frames.size:
+            largest_FHW = largest_component(of_colour_THW[frames]) & solid_THW[frames]
+            share_F = largest_FHW.mean((1, 2))
+            pieces_TK[frames, k] = np.where(share_F >= LEAST_PIECE, share_F, 0)
+            covered_THW[frames] |= largest_FHW & (share_F >= LEAST_PIECE)[:, None, None]
+    return pieces_TK, covered_THW
+
+
+def _solid(mask_THW: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The upper left pixels of those blocks of 2 x 2 that are all of a mask."""
+    solid_THW = np.zeros_like(mask_THW)
+    upper_THW, lower_THW = mask_THW[:, :-1], mask_THW[:, 1:]
+    solid_THW[:, :-1, :-1] = upper_THW[..., :-1] & upper_THW[..., 1:] & lower_THW[..., :-1] & lower_THW[..., 1:]
+    return solid_THW
 
 
 def _object_axes(mask_THW: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:

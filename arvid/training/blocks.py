@@ -24,10 +24,16 @@ def to_blocks(video_BCTHW: Tensor, time: int, space: int) -> Tensor:
 
 @dataclass(frozen=True)
 class BlockCode:
-    """Components [C, block], each to give unit variance over training clips, and the mean block."""
+    """Components [C, block] and the mean block. Over training clips the latents are uncorrelated, with the spreads
+    `std` [C]: fourth roots of what the components explain, the mean of their squares 1.
+
+    White latents would give the least detail the weight of the largest form; left as they are, the first would drown
+    the others.
+    """
 
     components: Tensor
     mean: Tensor
+    std: Tensor
     time: int
     space: int
 
@@ -45,4 +51,8 @@ def fit_blocks(video_BCTHW: Tensor, channels: int, time: int, space: int) -> Blo
     top = np.argsort(variance)[::-1][:channels]
     # An eigenvector's sign is arbitrary: make its largest entry positive, so that machines agree.
     vectors = vectors[:, top] * np.sign(vectors[np.abs(vectors[:, top]).argmax(0), top])
-    return BlockCode(torch.from_numpy(vectors / np.sqrt(variance[top])).T.float().contiguous(), mean, time, space)
+    std = variance[top] ** 0.25
+    std /= np.sqrt(np.square(std).mean())
+    components = vectors / np.sqrt(variance[top]) * std
+    kept = torch.from_numpy(components).T.float().contiguous()
+    return BlockCode(kept, mean, torch.from_numpy(std).float(), time, space)

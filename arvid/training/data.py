@@ -12,9 +12,9 @@ from torch import Tensor
 from arvid.training.blocks import BlockCode
 from arvid.training.clips import CLIP_FRAMES, Scene, pixel_frames, render, sample_scene
 from arvid.training.loop import rng_for
-from arvid.training.vae import to_tensor
 
 CHANGED = 0.1  # share of clips whose object changes at a chunk boundary, together with the caption
+TWO = 0.1  # share of clips of two objects, which do not change
 ALONE = 0.2  # share of batches whose first frame is a chunk of its own
 START = 200  # first pixel frames of clips lie in 0 .. START
 
@@ -31,23 +31,26 @@ class Clips:
     alone: np.ndarray
     changed: np.ndarray
 
-    def pick(self, rng: np.random.Generator, batch: int, alone: bool) -> np.ndarray:
-        """Indices of a random batch of clips that fit the layout."""
-        return rng.choice(np.flatnonzero(~self.changed | (self.alone == alone)), batch)
+    def pick(self, rng: np.random.Generator, batch: int, alone: bool, whole_captions: bool = False) -> np.ndarray:
+        """Indices of a random batch of clips that fit the layout; with `whole_captions` of those that do not change."""
+        fits = ~self.changed if whole_captions else ~self.changed | (self.alone == alone)
+        if not fits.any():
+            raise ValueError(f"no clip fits: the captions of all {len(fits)} change in the middle; give more clips")
+        return rng.choice(np.flatnonzero(fits), batch)
 
 
-def moments(latents_NFCHW: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of every channel."""
-    x = latents_NFCHW.float()
-    return tuple(x.mean((0, 1, 3, 4)).tolist()), tuple(x.std((0, 1, 3, 4)).tolist())
+def to_tensor(video_THWC: np.ndarray) -> Tensor:
+    """Pixels 0..255 [..., T, H, W, 3] to [-1, 1] as [..., 3, T, H, W]."""
+    return torch.from_numpy(np.moveaxis(video_THWC, -1, -4).astype(np.float32) / 127.5 - 1)
 
 
 def training_clips(count: int, seed: int) -> Iterator[tuple[Scene, bool, Tensor]]:
     """`count` seeded clips of the training length: scene, whether its change fits a lone first frame, [3, T, H, W]."""
     for i in range(count):
         rng = rng_for(seed, "clips", i)
-        alone, change = bool(rng.random() < ALONE), bool(rng.random() < CHANGED)
-        scene = sample_scene(rng, change, alone)
+        alone, kind = bool(rng.random() < ALONE), rng.random()
+        change, two = bool(kind < CHANGED), bool(kind >= 1 - TWO)
+        scene = sample_scene(rng, change, alone, two)
         start = 0 if change else int(rng.integers(START))
         yield scene, alone, to_tensor(render(scene, range(start, start + pixel_frames(CLIP_FRAMES))))
 

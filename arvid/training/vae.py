@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arvid.models.specs import VAESpec
 from arvid.models.vae import WanVAE
-from arvid.training.blocks import BlockCode
 from arvid.training.clips import COLOURS, render, sample_scene
-from arvid.training.loop import Recipe, train
+from arvid.training.data import to_tensor
+from arvid.training.datasets import ProceduralClips
+from arvid.training.stages import STAGE, Stage
+
+if TYPE_CHECKING:
+    from arvid.training.recipe import TrainingRecipe
+    from arvid.training.workshop import Workshop
 
 FRAMES = 17  # pixel frames of a training clip
 HORIZON = 400  # first pixel frames of training clips lie in 0 .. HORIZON
-NOISE = 0.1  # on the latents the decoder reads, whose standard deviation is 1: a sampler's are never exact
-
-
-def to_tensor(video_THWC: np.ndarray) -> Tensor:
-    """Pixels 0..255 [..., T, H, W, 3] to [-1, 1] as [..., 3, T, H, W]."""
-    return torch.from_numpy(np.moveaxis(video_THWC, -1, -4).astype(np.float32) / 127.5 - 1)
 
 
 def crop_on_object(
@@ -57,26 +56,47 @@ def gradient_l1(a_BCTHW: Tensor, b_BCTHW: Tensor) -> Tensor:
     return d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
 
 
-def train_vae(spec: VAESpec, code: BlockCode, recipe: Recipe, folder: Path) -> WanVAE:
-    """Train a VAE whose `spec` has mean 0 and std 1 on the latents of `code`, and return the averaged weights.
+@STAGE.register("vae")
+@dataclass(frozen=True)
+class TrainVAE(Stage):
+    """Train the card's VAE on the latents of the data's block code.
 
-    Encoder and decoder do not see each other: one learns to write the latents, the other to read them, slightly noisy.
-    Three steps of four run on crops, for an object that fills the picture is not averaged away.
+    Encoder and decoder do not see each other: one learns to write the latents, the other to read them, slightly noisy
+    (`noise` over a latent's spread, for a sampler's are never exact). Three steps of four run on crops, for an object
+    that fills the picture is not averaged away.
     """
-    torch.manual_seed(recipe.seed)
-    vae = WanVAE(spec)
-    average = copy.deepcopy(vae).requires_grad_(False)
 
-    def step_loss(step: int, rng: np.random.Generator, _: nn.Module) -> dict[str, Tensor]:
-        whole = step % 4 == 3
-        frames = 2 * FRAMES - 1 if step % 16 == 15 else FRAMES
-        video = clip_batch(rng, recipe.batch // (4 if whole else 1), frames, None if whole else spec.space_stride)
-        latents = code.encode(video)
-        written = vae.posterior(video)[0].transpose(1, 2)
-        seen = vae.decode(latents + NOISE * torch.randn_like(latents), clamp=False)
-        mse, miss = F.mse_loss(seen, video), F.smooth_l1_loss(written, latents)
-        loss = 4 * mse + 0.5 * F.l1_loss(seen, video) + 0.5 * gradient_l1(seen, video) + miss
-        return {"loss": loss, "psnr": -10 * torch.log10(mse.detach() / 4), "encoder": miss}
+    rate: float = 2e-3
+    decay: float = 0.9
+    noise: float = 0.1
 
-    train("vae", vae, recipe, step_loss, folder, average=average)
-    return average.eval()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.noise < float("inf"):
+            raise ValueError(f"noise={self.noise}: give a finite number of at least 0")
+
+    def check(self, recipe: TrainingRecipe) -> None:
+        if not isinstance(recipe.data, ProceduralClips):
+            raise ValueError(f"stage {self.called!r}: {recipe.data} has no pixels; leave the stage out")
+
+    def run(self, shop: Workshop) -> WanVAE:
+        torch.manual_seed(self.seed)
+        spec, code = shop.card.vae, shop.code
+        std = code.std[:, None, None]
+        vae = WanVAE(spec)
+        average = copy.deepcopy(vae).requires_grad_(False)
+
+        def step_loss(step: int, rng: np.random.Generator, _: nn.Module) -> dict[str, Tensor]:
+            whole = step % 4 == 3
+            frames = 2 * FRAMES - 1 if step % 16 == 15 else FRAMES
+            count = max(1, self.batch // (4 if whole else 1))
+            video = clip_batch(rng, count, frames, None if whole else spec.space_stride)
+            latents = code.encode(video)
+            written = vae.posterior(video)[0].transpose(1, 2)
+            seen = vae.decode(latents + self.noise * std * torch.randn_like(latents), clamp=False)
+            mse, miss = F.mse_loss(seen, video), F.smooth_l1_loss(written, latents)
+            loss = 4 * mse + 0.5 * F.l1_loss(seen, video) + 0.5 * gradient_l1(seen, video) + miss
+            return {"loss": loss, "psnr": -10 * torch.log10(mse.detach() / 4), "encoder": miss}
+
+        shop.train(self, vae, step_loss, average=average)
+        return average.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import numpy as np
 from arvid.evaluation.reader import REFERENCE, persistence
 
 from .base import METRIC, Clip, Floats, mean
-from .caption import OfGrammar
+from .caption import OfGrammar, in_grammar, of_one_object
 
 TRAITS = ("texture", "landmark", "marking", "size")
 
@@ -26,6 +27,17 @@ class Kept(OfGrammar):
 
     def measure(self, clip: Clip) -> float:
         return mean(clip.shared(kept)[:, TRAITS.index(self.trait)])
+
+
+class KeptByOne(Kept):
+    """A trait of the object; NaN for a caption of two, which the reader does not tell apart."""
+
+    def applies(self, prompt: str | None) -> bool:
+        return of_one_object(prompt)
+
+    def measure(self, clip: Clip) -> float:
+        two = in_grammar(clip.prompt) and not of_one_object(clip.prompt)
+        return math.nan if two else super().measure(clip)
 
 
 def kept(clip: Clip) -> Floats:
@@ -64,7 +76,7 @@ class LandmarkKept(Kept):
 
 @METRIC.register("marking_kept")
 @dataclass(frozen=True)
-class MarkingKept(Kept):
+class MarkingKept(KeptByOne):
     """How far the object's dot or band, or neither, is that of the whole video's opening.
 
     Mean over frames with an object of 1 - the largest difference of the marking's two strengths from their median in
@@ -77,7 +89,7 @@ class MarkingKept(Kept):
 
 @METRIC.register("size_kept")
 @dataclass(frozen=True)
-class SizeKept(Kept):
+class SizeKept(KeptByOne):
     """How near the object's size is to that of the whole video's opening.
 
     Mean over frames with an object of the smaller size (root of the area) over the larger; an object that grows and

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from .base import METRIC, Clip, Metric
-from .caption import NO_WORLD, in_grammar
+from .caption import NO_WORLD, in_grammar, of_one_object
 
 
 @METRIC.register("object_speed")
@@ -17,8 +17,8 @@ class ObjectSpeed(Metric):
 
     Mean over pairs of neighbouring frames that both have an object (of plausible area, in one piece) whose areas differ
     by less than a quarter. A step faster than `fastest` is a jump no object makes, and is left out: the grammar's own
-    motions stay below 0.8. NaN for fewer than `pairs` such pairs. VBench has none: its dynamic_degree takes broken
-    objects for motion.
+    motions stay below 0.8. NaN for fewer than `pairs` such pairs, and for a caption of two objects. VBench has none:
+    its dynamic_degree takes broken objects for motion.
     """
 
     low: ClassVar[float] = 0.0
@@ -36,9 +36,11 @@ class ObjectSpeed(Metric):
             raise ValueError(f"fastest={self.fastest}, pairs={self.pairs}: give a speed above 0 and at least 1 pair")
 
     def applies(self, prompt: str | None) -> bool:
-        return in_grammar(prompt)
+        return of_one_object(prompt)
 
     def measure(self, clip: Clip) -> float:
+        if in_grammar(clip.prompt) and not of_one_object(clip.prompt):
+            return math.nan
         reading = clip.reading
         height, width = clip.frames.shape[1:3]
         sides_2 = np.array([width, height]) / min(height, width)

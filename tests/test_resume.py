@@ -158,7 +158,7 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot write to .*file/run: .*give another folder with -o"):
         workshop(tmp_path / "file" / "run")
     (tmp_path / ".lock").mkdir()  # which cannot be opened
-    with pytest.raises(OSError, match=r"cannot write to .*: Is a directory; give another folder with -o"):
+    with pytest.raises(OSError, match=r"cannot write to .*: Is a directory; name another folder"):
         workshop(tmp_path).run()
 
 

@@ -22,6 +22,7 @@ from uuid import uuid4
 import numpy as np
 
 import arvid
+from arvid.locking import locked
 from arvid.models.embeddings import Embeddings
 from arvid.models.loading import Found
 from arvid.video import Video
@@ -55,25 +56,10 @@ class Folder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder, made if need be, for this process. The system lets go of it when the process ends, whatever
-        ends it. Raises `BlockingIOError` naming the process that holds it."""
-        try:
-            import fcntl
-        except ModuleNotFoundError as error:
-            raise RuntimeError("a comparison locks its folder with flock, which this system lacks: use Linux or "
-                               "macOS") from error  # fmt: skip
-        for name in ("rows", "strips"):
-            (self.path / name).mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                raise BlockingIOError(f"process {lock.read().strip() or 'unknown'} is writing to {str(self.path)!r}: "
-                                      "wait for it, or name another folder") from None  # fmt: skip
-            lock.truncate(0)
-            lock.write(f"{os.getpid()}\n")
-            lock.flush()
+        """Hold the folder, as `arvid.locking.locked`."""
+        with locked(self.path, "writing to"):
+            for name in ("rows", "strips"):
+                (self.path / name).mkdir(exist_ok=True)
             self._clean()
             yield
 

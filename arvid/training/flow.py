@@ -10,30 +10,52 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from arvid.training.network import VIEWS, Network, View, mix
+from arvid.training.network import VIEWS, Batch, Network, Passes, View, mix
 from arvid.training.stages import STAGE, NetworkStage
 
 if TYPE_CHECKING:
     from arvid.training.workshop import Workshop
 
-__all__ = ["Flow"]
+__all__ = ["Flow", "FlowMatching"]
+
+
+@dataclass(frozen=True)
+class FlowMatching(NetworkStage):
+    """A stage whose network predicts noise - x0. `dropout` is the share of texts that are blanked, for guidance."""
+
+    many_steps = True
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: give a share in [0, 1)")
+
+    def errors(
+        self, passes: Passes, net: Network, batch: Batch, rng: np.random.Generator, copies: int = 1,
+        view: View = "clean",
+    ) -> Tensor:  # fmt: skip
+        """Squared errors [B, copies * F, C, H, W] of velocities, each copy of the clips noised at levels of its own."""
+        x0 = batch.clean.repeat(1, copies, 1, 1, 1)
+        sigma, noise = passes.sigmas(rng, batch, copies, view), torch.randn_like(x0)
+        keep = torch.from_numpy((rng.random(len(x0)) >= self.dropout).astype(np.float32)).to(x0)
+        text = passes.text(net, batch, passes.copies(copies, view), keep)
+        velocity = passes.velocity(net, batch, mix(x0, noise, sigma), sigma, text, view)
+        return (velocity.float() - (noise - x0)).square()
 
 
 @STAGE.register("flow")
 @dataclass(frozen=True)
-class Flow(NetworkStage):
+class Flow(FlowMatching):
     """Predict noise - x0 of clips noised chunk by chunk, mean squared error.
 
     `view` is what a noisy chunk sees: "clean" frames (teacher forcing, Self Forcing, arXiv 2506.08009, section 3),
     "noisy" ones at levels of their own (diffusion forcing, arXiv 2407.01392, algorithm 1), or "joint", all frames at
-    one level. `copies` of a clip, noised independently, share its clean frames. `dropout` is the share of texts that
-    are blanked, for guidance.
+    one level. `copies` of a clip, noised independently, share its clean frames.
     """
 
-    many_steps = True
     view: View = "clean"  # pyright: ignore[reportIncompatibleVariableOverride]
     copies: int = 2
-    dropout: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,8 +63,6 @@ class Flow(NetworkStage):
             raise ValueError(f"view={self.view!r}; choose one of: {', '.join(VIEWS)}")
         if self.copies < 1 or (self.copies > 1 and self.view != "clean"):
             raise ValueError(f"copies={self.copies}: at least 1, and 1 unless view='clean': copies share clean frames")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: give a share in [0, 1)")
 
     def run(self, shop: Workshop) -> Network:
         passes, net = shop.passes, shop.start_of(self).train()
@@ -50,12 +70,7 @@ class Flow(NetworkStage):
 
         def step_loss(step: int, rng: np.random.Generator, _: nn.Module) -> dict[str, Tensor]:
             batch = passes.batch(rng, self.batch)
-            x0 = batch.clean.repeat(1, self.copies, 1, 1, 1)
-            sigma, noise = passes.sigmas(rng, batch, self.copies, self.view), torch.randn_like(x0)
-            keep = torch.from_numpy((rng.random(len(x0)) >= self.dropout).astype(np.float32)).to(x0)
-            text = passes.text(net, batch, passes.copies(self.copies, self.view), keep)
-            velocity = passes.velocity(net, batch, mix(x0, noise, sigma), sigma, text, self.view)
-            error = (velocity.float() - (noise - x0)).square()
+            error = self.errors(passes, net, batch, rng, self.copies, self.view)
             first = error.unflatten(1, (self.copies, -1))[:, :, batch.chunk_of == 0]
             return {"loss": error.mean(), "first chunk": first.mean()}
 

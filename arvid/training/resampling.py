@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from arvid.models.denoiser import CachedDenoiser
 from arvid.samplers.schedule import TIMESTEPS, shift_sigma
+from arvid.training.flow import FlowMatching
 from arvid.training.network import Batch, Network, Passes, mix
-from arvid.training.stages import STAGE, NetworkStage
+from arvid.training.stages import STAGE
 
 if TYPE_CHECKING:
     from arvid.training.workshop import Workshop
@@ -45,7 +46,7 @@ def resample(passes: Passes, net: Network, batch: Batch, noised: Tensor, sigma: 
 
 @STAGE.register("resampling")
 @dataclass(frozen=True)
-class ResamplingForcing(NetworkStage):
+class ResamplingForcing(FlowMatching):
     """Flow matching to the clips themselves, given history that the model re-made from a noised clip.
 
     Resampling Forcing (arXiv 2512.15702): a level is drawn, logit-normal and then shifted; the clip is noised to it and
@@ -54,16 +55,12 @@ class ResamplingForcing(NetworkStage):
     """
 
     learns = True
-    many_steps = True
     solver_steps: int = 4
-    dropout: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.solver_steps < 1:
             raise ValueError(f"solver_steps={self.solver_steps}: at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: give a share in [0, 1)")
 
     def run(self, shop: Workshop) -> Network:
         passes, net = shop.passes, shop.start_of(self).train()
@@ -75,11 +72,8 @@ class ResamplingForcing(NetworkStage):
             noised = mix(x0, torch.randn_like(x0), torch.full(x0.shape[:2], level, device=x0.device))
             batch = replace(batch, seen=resample(passes, net.eval(), batch, noised, level, self.solver_steps))
             net.train()
-            sigma, noise = passes.sigmas(rng, batch), torch.randn_like(x0)
-            keep = torch.from_numpy((rng.random(len(x0)) >= self.dropout).astype(np.float32)).to(x0)
-            velocity = passes.velocity(net, batch, mix(x0, noise, sigma), sigma, passes.text(net, batch, 2, keep))
             assert batch.seen is not None
-            return {"loss": (velocity.float() - (noise - x0)).square().mean(),
+            return {"loss": self.errors(passes, net, batch, rng).mean(),
                     "history error": (batch.seen - x0).square().mean()}  # fmt: skip
 
         shop.train(self, net, step_loss, average=average)

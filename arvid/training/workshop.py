@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from arvid.locking import locked
 from arvid.models.dit import CausalDiT
 from arvid.models.text import TextEncoder, build_umt5, load_tokenizer, sentences, train_tokenizer
 from arvid.models.vae import WanVAE
@@ -100,23 +100,8 @@ class Workshop:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """Hold the folder for this process. The system lets go of it when the process ends, whatever ends it."""
-        import fcntl
-
-        try:
-            lock = (self.folder / ".lock").open("a+")
-        except OSError as error:
-            raise OSError(f"cannot write to {self.folder}: {error.strerror}; give another folder with -o") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                raise BlockingIOError(f"process {lock.read().strip() or 'unknown'} is training in {self.folder}: wait "
-                                      "for it, or give another folder with -o") from None  # fmt: skip
-            lock.truncate(0)
-            lock.write(f"{os.getpid()}\n")
-            lock.flush()
+        """Hold the folder, as `arvid.locking.locked`."""
+        with locked(self.folder, "training in"):
             for unfinished in self.folder.glob("*.pt.part"):  # of a process that was killed
                 unfinished.unlink()
             yield

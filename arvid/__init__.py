@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from arvid.positional import TIME as TIME
     from arvid.presets import preset as preset
     from arvid.samplers import SAMPLER as SAMPLER
+    from arvid.streams import State as State
     from arvid.video import Video as Video
+    from arvid.video import VideoWriter as VideoWriter
 
 __version__ = "0.1.0"
 
@@ -33,8 +35,10 @@ _HOME = {
     "PipelineConfig": "arvid.config",
     "ROTARY": "arvid.positional",
     "SAMPLER": "arvid.samplers",
+    "State": "arvid.streams",
     "TIME": "arvid.positional",
     "Video": "arvid.video",
+    "VideoWriter": "arvid.video",
     "preset": "arvid.presets",
 }
 _MODULES = ("geometry", "lint", "plan", "presets", "registry", "testing")
@@ -48,7 +52,9 @@ __all__ = [
     "TIME",
     "Pipeline",
     "PipelineConfig",
+    "State",
     "Video",
+    "VideoWriter",
     "__version__",
     "lint",
     "plan",

@@ -35,7 +35,6 @@ from arvid.requests import (
     Request,
     Start,
     away_from,
-    check_sampler,
     embeddings,
     given,
     length,
@@ -135,7 +134,7 @@ class Pipeline:
         is returned is its path. What is done when something stops the run stays in NAME.part.mp4. Raises
         `ValueError` for a batch, whose videos need a file each, and as `VideoWriter`.
         """
-        writer = VideoWriter(into) if isinstance(into, str | os.PathLike) else into
+        writer = into if into is None or isinstance(into, VideoWriter) else VideoWriter(into)
         request, ask = self._request(
             parse(prompt), seconds, frames, height, width, seed, on_change, negative, start)
         if writer and request.batch:
@@ -194,8 +193,11 @@ class Pipeline:
         """The rest of the stream whose `state()` this is, to the last bit as if it had not stopped.
 
         `prompt` is for a stream whose prompt is a function, which is no part of a state. Raises `ValueError` for a
-        state of another configuration or of networks of other sizes, and where `prompt` is missing or too much.
+        state of another configuration or of networks of other sizes, and where `prompt` is missing or too much,
+        `TypeError` for what is no state.
         """
+        if not isinstance(state, State):
+            raise TypeError(f"state={state!r}: give a State, which State.load reads from a file")
         if state.settings != self.config.to_dict():
             names = [key for key in self.config.to_dict() if state.settings.get(key) != self.config.to_dict()[key]]
             raise ValueError(f"the state is of another configuration, which differs in {', '.join(names)}: load the "
@@ -242,7 +244,7 @@ class Pipeline:
         if start is None:
             return None
         assert self.config.chunk and self.config.sampler
-        check_sampler(self.config.sampler)
+        self.config.sampler.levels()  # raises for one that does not say at which level it commits
         vae = self.vae.spec if self.vae else None
         stride = vae.space_stride if vae else 1
         latent = (self.dit.spec.in_channels, *size)
@@ -281,6 +283,8 @@ class Pipeline:
         self, request: Request, ask: Ask | None, progress: Report | None, state: State | None = None
     ) -> Stream[list[Video]]:
         assert self.vae and self.card
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress={progress!r}: give a function, which is called with a Progress")
         # Nothing is clamped before it is checked: clamping turns infinity into white.
         decoder, rollout = DecodeStream(self.vae, clamp=False), self._rollout(request, ask, state)
         if state:

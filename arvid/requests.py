@@ -6,9 +6,8 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,8 +22,8 @@ from arvid.video import Video
 from arvid.video_files import read_frames
 
 __all__ = [
-    "MOST_FRAMES", "Given", "KeyedNoise", "Levelled", "Negative", "Progress", "Report", "Request", "Start", "away_from",
-    "check_sampler", "embeddings", "given", "length", "sides_of", "whole",
+    "MOST_FRAMES", "Given", "KeyedNoise", "Negative", "Progress", "Report", "Request", "Start", "away_from",
+    "embeddings", "given", "length", "sides_of",
 ]
 
 MOST_FRAMES = 1_000_000
@@ -120,20 +119,6 @@ class Request:
                 [Chunk(start, n, index=first + i) for i, (start, n) in enumerate(new)])  # fmt: skip
 
 
-@runtime_checkable
-class Levelled(Protocol):
-    """A sampler that says at which levels it denoises, and at which it commits."""
-
-    def levels(self) -> tuple[tuple[float, ...], float]: ...
-
-
-def check_sampler(sampler: Sampler) -> None:
-    """Raise `ValueError` for a sampler that cannot start from given frames."""
-    if not isinstance(sampler, Levelled):
-        raise ValueError(f"{sampler} cannot start from given frames: it has no levels(), whose second value is the "
-                         "level they are committed at")
-
-
 def given(
     start: Start, rows: int, chunk: int, size: tuple[int, int], latent: tuple[int, int, int], fps: float | None,
     vae: VAESpec | None,
@@ -149,7 +134,7 @@ def given(
     if vae is None or fps is None:
         raise ValueError("start is made of pixels, which need a VAE and a card, and this pipeline lacks one: give "
                          "latents [B, F, C, H, W]")
-    each = list(start) if isinstance(start, Sequence) and not isinstance(start, str) else [start] * rows
+    each = list(start) if isinstance(start, Sequence) and not isinstance(start, str | bytes) else [start] * rows
     if len(each) != rows:
         raise ValueError(f"start has {len(each)} clips for {rows} rows: give one, or one for each row")
     clips = [_pixels(one, size, fps) for one in each]
@@ -163,8 +148,9 @@ def given(
     if not fits(frames):
         below = next(n for n in range(frames, 0, -1) if fits(n))
         above = next(n for n in range(frames, frames + stride * (chunk + 1)) if fits(n))
+        nearest = f"{below} or {above}" if below > 1 else above
         raise ValueError(f"start has {frames} pixel frames, which do not fill latent frames of {stride} (the first of "
-                         f"1) and chunks of {chunk} (the first may be 1): give {below} or {above}, or 1, an image")
+                         f"1) and chunks of {chunk} (the first may be 1): give {nearest}, or 1, an image")
     pixels = np.stack(clips)
     return Given((frames - 1) // stride + 1, pixels_BTHWC=torch.from_numpy(pixels))
 
@@ -185,7 +171,7 @@ def _given_latents(x: Tensor, rows: int, chunk: int, latent: tuple[int, int, int
     if not x.isfinite().all():
         raise ValueError("start has values that are not finite")
     chunk_layout(1, chunk, given=x.shape[1])
-    return Given(x.shape[1], latents_BFCHW=x.expand(rows, -1, -1, -1, -1))
+    return Given(x.shape[1], latents_BFCHW=x.detach().expand(rows, -1, -1, -1, -1))
 
 
 def _pixels(start: Video | np.ndarray | str | os.PathLike[str], size: tuple[int, int], fps: float) -> np.ndarray:
@@ -202,6 +188,9 @@ def _pixels(start: Video | np.ndarray | str | os.PathLike[str], size: tuple[int,
         if start.ndim != 3:
             raise ValueError(f"start has shape {start.shape}; an image is [H, W, 3], a clip is Video(frames, fps)")
         frames = start[None]
+    elif isinstance(start, Tensor):
+        raise TypeError("start has a tensor in a list: latents of several rows are one tensor [B, F, C, H, W], made "
+                        "with torch.cat")
     else:
         raise TypeError(f"start={start!r}: give an image (uint8 [H, W, 3] or its path), a clip (a Video or its path), "
                         "or latents (a tensor [B, F, C, H, W])")
@@ -240,8 +229,7 @@ def sides_of(card: Card | None, height: int | None, width: int | None, stride: i
     sides = [side if side is not None else default for side, default in zip((height, width), own, strict=True)]
     if sides[0] is None or sides[1] is None:
         raise ValueError(f"height={height}, width={width}: None means the card's, and there is no card: give both")
-    whole(height=sides[0], width=sides[1])
-    return sides[0], sides[1]
+    return _whole("height", sides[0]), _whole("width", sides[1])
 
 
 def length(seconds: float | None, frames: int | None, chunk: int | None, card: Card | None) -> int:
@@ -257,18 +245,18 @@ def length(seconds: float | None, frames: int | None, chunk: int | None, card: C
         if card is None:
             raise ValueError("frames is None, which means the card's, and there is no card: give latent frames")
         frames = card.train_horizon
-    whole(frames=frames)
+    frames = _whole("frames", frames)
     if frames > MOST_FRAMES:
         asked = f"{frames} latent frames" if seconds is None else f"seconds={seconds}"
         raise ValueError(f"{asked}: a video has at most {MOST_FRAMES} latent frames")
     return frames
 
 
-def whole(**numbers: int) -> None:
-    """Raise `ValueError` for what is no whole number, at least 1."""
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: give a whole number, at least 1")
+def _whole(name: str, value: int) -> int:
+    """The number, numpy's as well. Raises `ValueError` for what is no whole number, at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name}={value!r}: give a whole number, at least 1")
+    return int(value)
 
 
 def embeddings(name: str, x: object) -> Tensor:
@@ -278,4 +266,6 @@ def embeddings(name: str, x: object) -> Tensor:
         raise TypeError(f"{name} must be a floating point tensor [B, L, D], got {kind}")
     if x.ndim != 3 or 0 in x.shape:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it is [B, L, D], nothing empty")
+    if not x.isfinite().all():
+        raise ValueError(f"{name} has values that are not finite")
     return x

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 from uuid import uuid4
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor
@@ -22,12 +23,11 @@ from arvid.models.denoiser import CachedDenoiser, DenoiserState
 from arvid.models.vae import WanVAE
 from arvid.models.vae_stream import DecodeStream, encoded
 from arvid.prompts import Live, ask
-from arvid.requests import Given, KeyedNoise, Levelled, Progress, Report, Request
-from arvid.samplers import Denoiser, Emit, NoiseSource, Sampler
+from arvid.requests import Given, KeyedNoise, Progress, Report, Request
+from arvid.samplers import Denoiser, Emit, Sampler
 from arvid.samplers.diffusion_forcing import Flight
 from arvid.samplers.solvers import SOLVERS
-from arvid.samplers.stepped import Stepped
-from arvid.video import Video
+from arvid.video import Video, check_place
 
 __all__ = ["Ask", "Rollout", "State", "Stream", "finite", "pieces"]
 
@@ -52,8 +52,9 @@ class State:
     decoder: tuple[tuple[int, ...] | None, dict[str, Tensor]]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what `load` reads: a file of the size of the cache, complete or not there. Raises `OSError`."""
-        path, event, store = Path(path), self.request.on_change, self.history.store
+        """Write what `load` reads: a file of the size of the cache, complete or not there. Raises `OSError`, and as
+        `arvid.video.check_place`."""
+        path, event, store = check_place(path), self.request.on_change, self.history.store
         shape, _, *kind = store.identity  # the policy is a user's class, perhaps; `settings` has it
         frequencies = None if store.frequencies is None else torch.from_numpy(store.frequencies)
         plain = replace(
@@ -76,6 +77,9 @@ class State:
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no file {str(path)!r}")
         try:
+            with ZipFile(path) as file:  # whose checksums torch.load does not look at
+                if (damaged := file.testzip()) is not None:
+                    raise ValueError(f"{damaged} in it is damaged")
             with torch.serialization.safe_globals(STORED):
                 state = torch.load(path, device, weights_only=True)
             store, event = state.history.store, state.request.on_change
@@ -162,7 +166,7 @@ class Rollout:
         for chunk in given[sum(chunk.end <= self.done for chunk in given) :]:
             assert latents is not None
             x = latents[:, chunk.start : chunk.end]
-            committed = commit_given(self.sampler, denoiser, self.noise, chunk, x)
+            committed = self.sampler.commit_given(denoiser, self.noise, chunk, x)
             self.done = chunk.end
             yield Emit(committed, x, None)
         for emit in self.sampler.rollout(denoiser, self.noise, new, self.state):
@@ -255,18 +259,6 @@ def pieces(rollout: Rollout, decoder: DecodeStream, fps: float, progress: Report
         if progress:
             progress(Progress(done - before, total - before, time.perf_counter() - began))
         yield videos
-
-
-def commit_given(sampler: Sampler, denoiser: Denoiser, noise: NoiseSource, chunk: Chunk, x0: Tensor) -> Chunk:
-    """Commit a given chunk in every lane, as the sampler commits what it has made; the chunk at that level."""
-    lanes = range(sampler.lanes)
-    if isinstance(sampler, Stepped):
-        return sampler.commit_x0(denoiser, noise, chunk, x0, *lanes)
-    assert isinstance(sampler, Levelled)
-    committed = replace(chunk, sigma=sampler.levels()[1])
-    for lane in lanes:
-        denoiser.commit(x0, (committed,), lane=lane)
-    return committed
 
 
 def finite(x: Tensor, chunk: Chunk, what: str) -> Tensor:

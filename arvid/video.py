@@ -19,7 +19,7 @@ from arvid.video_files import Encoder, Remux
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Video", "VideoWriter", "check_output"]
+__all__ = ["Video", "VideoWriter", "check_output", "check_place"]
 
 VISIBLE_SIDE = 256
 """`Video.save` enlarges a video whose shorter side, in pixels, is less than this."""
@@ -164,10 +164,11 @@ class VideoWriter:
         return self.count / self.fps if self.count else 0.0
 
     def add(self, piece: Video) -> None:
-        """Append a piece. Raises `ValueError` for another size or rate than the first one's, or a file that is ended,
-        and `RuntimeError` when encoding fails."""
-        if not self._open:
-            raise ValueError(f"{str(self.path)!r} is ended: make another writer")
+        """Append a piece. Raises `TypeError` for what is no `Video`, `ValueError` for another size or rate than the
+        first one's, or a file that is ended, and `RuntimeError` when encoding fails."""
+        self._check_open()
+        if not isinstance(piece, Video):
+            raise TypeError(f"a piece is a Video, got {type(piece).__name__}; a batch needs a writer for each row")
         if self.count and (*piece.frames.shape[1:], piece.fps) != (*self._format, self.fps):
             raise ValueError(f"the video is {self._format[0]}x{self._format[1]} at {self.fps:g} fps; this piece is "
                              f"{piece!r}")
@@ -201,6 +202,7 @@ class VideoWriter:
                 Remux(self.part, unfinished).finish()
                 os.replace(unfinished, self.path)
                 self.part.unlink()
+                self._encoder = None
             finally:
                 unfinished.unlink(missing_ok=True)
         return self.path
@@ -209,6 +211,10 @@ class VideoWriter:
         """End the file under the name of the part, where it was not finished; nothing is left of a video without
         frames."""
         self._end(self.part)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise ValueError(f"{str(self.path)!r} is ended: make another writer")
 
     def _end(self, path: Path) -> None:
         ending, self._open = self._open, False
@@ -219,6 +225,7 @@ class VideoWriter:
             self._pieces = []
 
     def __enter__(self) -> VideoWriter:
+        self._check_open()
         return self
 
     def __exit__(
@@ -234,12 +241,22 @@ class VideoWriter:
 def check_output(path: str | os.PathLike[str]) -> Path:
     """The path, once a video can be saved there; call it before hours of generation rather than after.
 
-    Raises `ValueError` for an unknown extension, `FileNotFoundError` or `NotADirectoryError` for a missing folder,
+    Raises `ValueError` for an unknown extension, and as `check_place`.
+    """
+    if isinstance(path, str | os.PathLike) and Path(path).suffix.lower() not in _WRITERS:
+        raise ValueError(f"cannot save {str(path)!r}: the name must end in {', '.join(_WRITERS)}")
+    return check_place(path)
+
+
+def check_place(path: str | os.PathLike[str]) -> Path:
+    """The path, once a file can be saved there.
+
+    Raises `TypeError` for what is no path, `FileNotFoundError` or `NotADirectoryError` for a missing folder,
     `IsADirectoryError` when the path is a folder, `PermissionError` when its folder cannot be written.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"cannot save {path!r}: give the path of a file")
     path = Path(path)
-    if path.suffix.lower() not in _WRITERS:
-        raise ValueError(f"cannot save {str(path)!r}: the name must end in {', '.join(_WRITERS)}")
     if not path.parent.exists():
         raise FileNotFoundError(f"cannot save {str(path)!r}: there is no folder {str(path.parent)!r}; create it first")
     if not path.parent.is_dir():

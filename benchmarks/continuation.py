@@ -11,25 +11,28 @@ the second video, and whether its colour is the same. Rows of the sheet are vide
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
 
 import arvid
+from arvid.cli.values import whole
 from arvid.evaluation.prompts import read_prompts
 from arvid.evaluation.reader import read
 from arvid.training.grammar import parse
-from arvid.video import Video
+from arvid.video import Video, check_output
 
 GIVEN, NEW = 21, 9  # pixel frames of the clip, latent frames that are made
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--prompts", type=int, default=8)
-    p.add_argument("--sheet", help="a .png with a row for each video; -image and -clip are added to its name")
+    p.add_argument("--prompts", type=whole, default=8)
+    p.add_argument("--sheet", type=Path, help="a .png with a row for each video; its name gets -image and -clip")
     p.add_argument("--model", help="a folder of weights (default: the bundled model)")
     arguments = p.parse_args()
+    sheet = arguments.sheet and check_output(arguments.sheet)
     pipe = arvid.Pipeline.load(model=arguments.model)
     single = [prompt.text for prompt in read_prompts("held_out") if len(parse(prompt.text).things) == 1]
     prompts = single[:: max(1, len(single) // arguments.prompts)][: arguments.prompts]
@@ -52,11 +55,11 @@ def main() -> None:
             same.append(reading.colour[given] == reading.colour[given - 1])
         print(f"| {kind} | {np.nanmedian(seams):.2f} | {np.nanmax(seams):.2f} | {np.nanmedian(usual):.2f} | "
               f"{sum(same)}/{len(same)} |", flush=True)  # fmt: skip
-        if arguments.sheet:
+        if sheet:
             before = [max(0, given - 9), max(0, given - 5), given - 1]
             shown = [*before, *range(given, given + 4), given + 8, given + 16, -1]
             strips = [np.concatenate(video.frames[shown], 1) for video in videos]
-            iio.imwrite(arguments.sheet.replace(".png", f"-{kind}.png"), np.concatenate(strips))
+            iio.imwrite(sheet.with_stem(f"{sheet.stem}-{kind}"), np.concatenate(strips))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from itertools import islice
 import numpy as np
 
 import arvid
+from arvid.cli.values import whole
 from arvid.evaluation.prompts import read_prompts
 from arvid.evaluation.reader import read
 from arvid.training.grammar import parse
@@ -52,7 +53,7 @@ def seen_after(video: Video, asked: int, prompt: str) -> float:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--prompts", type=int, default=20)
+    p.add_argument("--prompts", type=whole, default=20)
     p.add_argument("--at", type=float, default=3.0, help="seconds at which the prompt changes (default: 3)")
     p.add_argument("--seconds", type=float, default=8.0)
     p.add_argument("--preset", help="a preset or a .toml file (default: the model's own settings)")

@@ -196,7 +196,7 @@ def latents_of(pipe: Pipeline, schedule: Any) -> list[torch.Tensor]:
 
 
 BAD: list[tuple[Any, type[Exception], str]] = [
-    (Video(pixels(2), 8), ValueError, "start has 2 pixel frames.* give 1 or 5, or 1, an image"),
+    (Video(pixels(2), 8), ValueError, r"start has 2 pixel frames.*\): give 5, or 1, an image"),
     (Video(pixels(6), 8), ValueError, "give 5 or 9"),
     (Video(pixels(5), 16), ValueError, r"at 16 frames a second and this model makes 8: .* Video\(frames, 8\)"),
     (Video(pixels(5, height=32), 8), ValueError, "start is 32x32x3 .* where 16x32x3 is wanted"),
@@ -210,6 +210,8 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (torch.full((1, 2, 4, 2, 4), torch.inf), ValueError, "not finite"),
     ([pixels(1)[0]] * 2, ValueError, "start has 2 clips for 1 rows"),
     ([], ValueError, "start has 0 clips"),
+    (b"ab", TypeError, "start=b'ab': give an image"),
+    ([torch.zeros(1, 2, 4, 2, 4)], TypeError, r"^start has a tensor in a list: .* one tensor \[B, F, C, H, W\]"),
     (3, TypeError, "start=3: give an image"),
     ("nowhere.png", FileNotFoundError, "there is no file 'nowhere.png'"),
     (Path(__file__), ValueError, "cannot be read as an image or a video"),
@@ -251,6 +253,25 @@ def test_a_sampler_without_levels_cannot_start_from_frames(pipe: Pipeline) -> No
 
     with pytest.raises(ValueError, match=r"cannot start from given frames: it has no levels\(\)"):
         with_(pipe, sampler=Bare()).latents(prompt=RED, frames=2, start=torch.zeros(1, 2, 4, 2, 4))
+
+
+def test_a_sampler_may_commit_given_frames_in_a_way_of_its_own(pipe: Pipeline) -> None:
+    class Own(FewStep):
+        def commit_given(self, denoiser: Any, noise: Any, chunk: Chunk, x0: torch.Tensor) -> Chunk:
+            committed.append(replace(chunk, sigma=0.25))
+            denoiser.commit(x0, committed[-1:])
+            return committed[-1]
+
+    committed: list[Chunk] = []
+    start = torch.randn(1, 3, 4, 2, 4, generator=torch.Generator().manual_seed(0))
+    stream = with_(pipe, sampler=Own((1000, 500), 3.0, 0.0)).stream(RED, frames=2, start=start)
+    assert [len(next(stream)) for _ in range(2)] == [1, 8]
+    assert committed == [Chunk(0, 1, 0.25, 0), Chunk(1, 2, 0.25, 1)]
+
+
+def test_given_latents_leave_their_graph(pipe: Pipeline) -> None:
+    start = torch.zeros(1, 2, 4, 2, 4, requires_grad=True)
+    assert not pipe.latents(prompt=RED, frames=2, start=start).requires_grad
 
 
 # Stopping and going on
@@ -315,6 +336,8 @@ def test_a_state_of_another_configuration_is_refused(pipe: Pipeline) -> None:
         with_(pipe, sampler=SAMPLERS["renoised"]).resume(stream.state())
     with pytest.raises(ValueError, match="prompts are in its state: leave prompt out"):
         pipe.resume(stream.state(), lambda _: RED)
+    with pytest.raises(TypeError, match=r"state='video.state': give a State, which State.load reads from a file"):
+        pipe.resume("video.state")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -341,6 +364,16 @@ def test_files_that_are_no_state_are_refused(pipe: Pipeline, tmp_path: Path) -> 
         path.write_bytes(content)
         with pytest.raises(ValueError, match="is no state of a stream that could be read"):
             State.load(path)
+    for part in (stream.state().request.text_BLD.numpy().tobytes(), b"text_BLD"):
+        at = whole.index(part)
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match=r"is no state .* in it is damaged"):
+            State.load(path)
+    nowhere = tmp_path / "no" / "state"
+    for bad, error, message in ((tmp_path, IsADirectoryError, "it is a folder"), (5, TypeError, "give the path"),
+                                (nowhere, FileNotFoundError, "no folder .*no'; create it first")):  # fmt: skip
+        with pytest.raises(error, match=message):
+            stream.state().save(bad)  # pyright: ignore[reportArgumentType]
     marker = tmp_path / "marker"
     torch.save({"payload": Payload(marker)}, path)
     with pytest.raises(ValueError, match="is no state"):

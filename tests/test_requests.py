@@ -45,6 +45,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"frames": 0}, ValueError, "frames=0"),
     ({"frames": 2.0}, ValueError, r"frames=2\.0"),
     ({"frames": True}, ValueError, "frames=True"),
+    ({"frames": np.float32(3)}, ValueError, "frames=np.float32"),
+    ({"progress": 5}, TypeError, "progress=5: give a function"),
     ({"frames": 2**31}, ValueError, f"{2**31} latent frames: a video has at most {MOST_FRAMES}"),
     ({"height": 40}, ValueError, "height=40 must be a positive multiple of 16: use 32 or 48"),
     ({"width": 8}, ValueError, "width=8 must be a positive multiple of 16: use 16"),
@@ -99,6 +101,7 @@ def test_bad_requests_raise_before_anything_runs(
     ({"text": torch.zeros(1, 16, 16), "prompt": RED}, "give either text"),
     ({"text": torch.zeros(16, 16)}, r"text has shape \(16, 16\)"),
     ({"text": torch.zeros(0, 16, 16)}, "text has shape"),
+    ({"text": torch.full((1, 16, 16), torch.nan)}, "text has values that are not finite"),
     ({"prompt": RED, "height": 3, "width": 4}, "height=3 must be a positive multiple of 2: use 2 or 4"),
     ({"prompt": RED, "height": 2, "width": 4.0}, r"width=4\.0"),
     ({"prompt": RED, "frames": -1}, "frames=-1"),
@@ -145,6 +148,12 @@ def test_a_dtype_is_floating_point(weights: Any, monkeypatch: pytest.MonkeyPatch
 def test_embeddings_are_a_floating_point_tensor(pipe: Pipeline, text: Any) -> None:
     with pytest.raises(TypeError, match=r"text must be a floating point tensor \[B, L, D\], got"):
         pipe.latents(text=text)
+
+
+def test_whole_numbers_may_be_numpys(pipe: Pipeline) -> None:
+    one = np.int64(1)
+    whole = pipe.latents(prompt=RED, frames=3, height=2, width=4)
+    assert pipe.latents(prompt=RED, frames=3 * one, height=2 * one, width=4 * one).equal(whole)  # pyright: ignore
 
 
 @pytest.mark.usefixtures("idle")

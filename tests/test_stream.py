@@ -261,6 +261,8 @@ def test_a_writer_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         writer.add(clip(2))
         with pytest.raises(ValueError, match="16x32 at 8 fps; this piece is Video"):
             writer.add(Video(clip(2).frames, 9))
+        with pytest.raises(TypeError, match="a piece is a Video, got list; a batch needs a writer for each row"):
+            writer.add([clip(2)])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="is ended: make another writer"):
         writer.add(clip(2))
     with pytest.raises(ValueError, match="no pieces were added"), VideoWriter(tmp_path / "b.mp4"):
@@ -288,6 +290,28 @@ def test_a_video_goes_into_a_file(pipe: Pipeline, tmp_path: Path, monkeypatch: p
         pipe(batch, frames=3, into=tmp_path / "d.mp4")
     with pytest.raises(ValueError, match="must end in"):
         pipe(RED, frames=3, into=tmp_path / "d.avi")
+    with pytest.raises(ValueError, match=r"c.gif' is ended: make another writer"):
+        pipe(RED, frames=3, into=writer)
+    with pytest.raises(TypeError, match="cannot save 5: give the path of a file"):
+        pipe(RED, frames=3, into=5)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def test_a_writer_may_be_finished_twice(pipe: Pipeline, tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4") as writer:
+        assert pipe(RED, frames=3, into=writer) == writer.path
+    assert writer.finish() == writer.path
+    writer.close()
+    assert os.listdir(tmp_path) == ["a.mp4"]
+    assert len(iio.imread(writer.path)) == 9
+
+
+def test_a_part_that_is_not_there_is_not_told_of(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Video, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    done = ran(capsys, "generate", RED, "--model", str(weights), "--frames", "2", "-o", "a.png")
+    assert (done.status, done.out, done.err) == (2, "", "arvid: disk full\n")
 
 
 # The command

@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
                 negative=arguments.negative, start=arguments.start, into=writer, progress=show,
             )  # fmt: skip
     except BaseException:
-        if writer.count:
+        if writer.count and writer.part.exists():  # it may be the writing that failed
             print(f"arvid: {writer.part} has the first {writer.seconds:g} s", file=sys.stderr)
         raise
     print(f"{path}: {writer.count} pixel frames, {writer.seconds:g} s")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from arvid.cache.base import Chunk
@@ -66,6 +66,18 @@ class Sampler(ABC):
     def in_flight(self, chunk: int) -> int:
         """Most frames in one pass, for chunks of `chunk` frames."""
         return chunk
+
+    def levels(self) -> tuple[tuple[float, ...], float]:
+        """The noise levels of the steps and of the commit. Raises `ValueError` for a sampler that does not say."""
+        raise ValueError(f"{self} cannot start from given frames: it has no levels(), whose second value is the level "
+                         "they are committed at")
+
+    def commit_given(self, denoiser: Denoiser, noise: NoiseSource, chunk: Chunk, x0: Tensor) -> Chunk:
+        """Commit a chunk that is given, not made, in every lane, as those that are made; the chunk at that level."""
+        committed = replace(chunk, sigma=self.levels()[1])
+        for lane in range(self.lanes):
+            denoiser.commit(x0, (committed,), lane=lane)
+        return committed
 
     @abstractmethod
     def rollout(

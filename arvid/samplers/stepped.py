@@ -43,6 +43,9 @@ class Stepped(Sampler):
             raise ValueError(f"{self}: steps is None, which means the card's, and there is no card; give a value")
         return len(self.steps)
 
+    def commit_given(self, denoiser: Denoiser, noise: NoiseSource, chunk: Chunk, x0: Tensor) -> Chunk:
+        return self.commit_x0(denoiser, noise, chunk, x0, *range(self.lanes))
+
     def commit_x0(self, denoiser: Denoiser, noise: NoiseSource, chunk: Chunk, x0: Tensor, *lanes: int) -> Chunk:
         """Commit x0 at the context level in `lanes` (none given: lane 0); the chunk at that level."""
         context = self.levels()[1]

@@ -8,7 +8,7 @@ in the pixels, decorrelated, and known before any training.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,10 @@ class BlockCode:
     std: Tensor
     time: int
     space: int
+
+    def to(self, device: torch.device) -> BlockCode:
+        """The same code on a device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("components", "mean", "std")})
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         """Latents [B, F, C, h, w] of pixels in [-1, 1]."""

@@ -81,16 +81,16 @@ class TrainVAE(Stage):
 
     def run(self, shop: Workshop) -> WanVAE:
         torch.manual_seed(self.seed)
-        spec, code = shop.card.vae, shop.code
+        spec, code = shop.card.vae, shop.code.to(shop.device)
         std = code.std[:, None, None]
-        vae = WanVAE(spec)
+        vae = WanVAE(spec).to(shop.device)
         average = copy.deepcopy(vae).requires_grad_(False)
 
         def step_loss(step: int, rng: np.random.Generator, _: nn.Module) -> dict[str, Tensor]:
             whole = step % 4 == 3
             frames = 2 * FRAMES - 1 if step % 16 == 15 else FRAMES
             count = max(1, self.batch // (4 if whole else 1))
-            video = clip_batch(rng, count, frames, None if whole else spec.space_stride)
+            video = clip_batch(rng, count, frames, None if whole else spec.space_stride).to(shop.device)
             latents = code.encode(video)
             written = vae.posterior(video)[0].transpose(1, 2)
             seen = vae.decode(latents + self.noise * std * torch.randn_like(latents), clamp=False)
@@ -99,4 +99,4 @@ class TrainVAE(Stage):
             return {"loss": loss, "psnr": -10 * torch.log10(mse.detach() / 4), "encoder": miss}
 
         shop.train(self, vae, step_loss, average=average)
-        return average.eval()
+        return average.eval().cpu()  # where samples are looked at

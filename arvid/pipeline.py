@@ -39,6 +39,7 @@ from arvid.requests import (
     given,
     length,
     sides_of,
+    usable,
 )
 from arvid.streams import Ask, Rollout, State, Stream, pieces
 from arvid.video import Video, VideoWriter
@@ -341,16 +342,6 @@ class Pipeline:
         )  # fmt: skip
         noise = KeyedNoise(config.noise, request.rows, (spec.in_channels, *request.size), weight)
         return Rollout(request, config.sampler, denoiser, noise, ask, state, self.vae)
-
-
-def usable(device: str | torch.device) -> torch.device:
-    """The device, once a tensor was there and back. Raises `ValueError` with the reason where it cannot be used."""
-    try:
-        torch.zeros(1, device=device).cpu()
-        return torch.device(device)
-    except (RuntimeError, AssertionError) as error:  # PyTorch built without CUDA raises AssertionError
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"device {str(device)!r} cannot be used here, 'cpu' always can: {reason}") from error
 
 
 def _chosen(config: str | PipelineConfig | None, card: Card | None) -> PipelineConfig:

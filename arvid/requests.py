@@ -23,7 +23,7 @@ from arvid.video_files import read_frames
 
 __all__ = [
     "MOST_FRAMES", "Given", "KeyedNoise", "Negative", "Progress", "Report", "Request", "Start", "away_from",
-    "embeddings", "given", "length", "sides_of",
+    "embeddings", "given", "length", "sides_of", "usable",
 ]
 
 MOST_FRAMES = 1_000_000
@@ -269,3 +269,13 @@ def embeddings(name: str, x: object) -> Tensor:
     if not x.isfinite().all():
         raise ValueError(f"{name} has values that are not finite")
     return x
+
+
+def usable(device: str | torch.device) -> torch.device:
+    """The device, once a tensor was there and back. Raises `ValueError` with the reason where it cannot be used."""
+    try:
+        torch.zeros(1, device=device).cpu()
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch built without CUDA raises AssertionError
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here, 'cpu' always can: {reason}") from error

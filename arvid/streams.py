@@ -23,7 +23,7 @@ from arvid.models.denoiser import CachedDenoiser, DenoiserState
 from arvid.models.vae import WanVAE
 from arvid.models.vae_stream import DecodeStream, encoded
 from arvid.prompts import Live, ask
-from arvid.requests import Given, KeyedNoise, Progress, Report, Request
+from arvid.requests import Given, KeyedNoise, Progress, Report, Request, usable
 from arvid.samplers import Denoiser, Emit, Sampler
 from arvid.samplers.diffusion_forcing import Flight
 from arvid.samplers.solvers import SOLVERS
@@ -76,6 +76,7 @@ class State:
         `ValueError` for a file that is no state, or one of a sampler that keeps objects of its own."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no file {str(path)!r}")
+        device = usable(device)
         try:
             with ZipFile(path) as file:  # whose checksums torch.load does not look at
                 if (damaged := file.testzip()) is not None:

@@ -369,6 +369,8 @@ def test_files_that_are_no_state_are_refused(pipe: Pipeline, tmp_path: Path) -> 
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(ValueError, match=r"is no state .* in it is damaged"):
             State.load(path)
+    with pytest.raises(ValueError, match="device 'nowhere' cannot be used here"):
+        State.load(path, "nowhere")
     nowhere = tmp_path / "no" / "state"
     for bad, error, message in ((tmp_path, IsADirectoryError, "it is a folder"), (5, TypeError, "give the path"),
                                 (nowhere, FileNotFoundError, "no folder .*no'; create it first")):  # fmt: skip

@@ -241,7 +241,7 @@ def test_snapshots_continue_bitwise() -> None:
         again = [fresh(latents(c), (c,)) if kind else fresh.commit(latents(c), (c,))
                  for c in chunks[5:] for kind in (1, 0)]  # fmt: skip
         assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
-        with pytest.raises(ValueError, match="the snapshot is of another store"):
+        with pytest.raises(ValueError, match=r"is of another store: policy .*, here Window\(window=8\)"):
             cached(DIT, OLD, Window(8)).store.restore(snapshot)
 
 

@@ -252,7 +252,9 @@ class Store:
         Raises `ValueError` for a snapshot of a store with another shape, policy, dtype or storage of keys.
         """
         if snapshot.identity != self._identity:
-            raise ValueError(f"the snapshot is of another store: {snapshot.identity}; this one is {self._identity}")
+            pairs = zip(("shape", "policy", "rotated", "dtype"), snapshot.identity, self._identity, strict=True)
+            differing = "; ".join(f"{name} {its}, here {own}" for name, its, own in pairs if its != own)
+            raise ValueError(f"the snapshot is of another store: {differing}")
         self.reset()
         self._static_freq = snapshot.frequencies
         for key, book in snapshot.books.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from arvid.models.weights import BUNDLED, FILES
 from arvid.training.clips import held_out_captions
 from arvid.training.grammar import parse
 
-FLOORS = {"background": 0.9, "colour": 0.7, "presence": 0.75}
+# What this model never saw; the clips have had other held-out captions since.
+HELD_OUT = [line for line in (Path(__file__).parents[1] / "docs/results/prompts.txt").read_text().splitlines()
+            if not line.startswith("#")][:50]  # fmt: skip
+FLOORS = {"background": 0.9, "colour": 0.8, "presence": 0.75}
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +64,9 @@ def test_its_tokenizer_and_grammar_agree_with_the_clips(pipe):
 
 
 def test_held_out_prompts_are_shown(pipe):
-    check(pipe, held_out_captions()[:24])
+    check(pipe, HELD_OUT[:12])
 
 
 @pytest.mark.slow
 def test_all_held_out_prompts_are_shown(pipe):
-    check(pipe, held_out_captions())
+    check(pipe, HELD_OUT)

@@ -10,7 +10,7 @@ What a noisy chunk sees is the stage's `view`:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
@@ -174,10 +174,6 @@ class Passes:
         blank = self.text(net, batch, copies, torch.zeros(len(x), device=self.device))
         without = self.velocity(net, batch, x, sigma, blank, view)
         return without + guidance * (given - without)
-
-    def seeing(self, batch: Batch, seen: Tensor) -> Batch:
-        """The batch with other frames as what noisy chunks see."""
-        return replace(batch, seen=seen)
 
 
 def initialise(dit: CausalDiT) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from arvid.config import PipelineConfig
 from arvid.locking import locked
 from arvid.models.dit import CausalDiT
 from arvid.models.text import TextEncoder, build_umt5, load_tokenizer, sentences, train_tokenizer
@@ -204,13 +205,11 @@ class Workshop:
             imageio.imwrite(sheets / f"{stage.called}-{step:06d}.png", sheet.repeat(2, 0).repeat(2, 1))
         return figures
 
-    def sample(self, net: Network, prompts: list[str], sampler: Any = None, frames: int | None = None) -> Tensor:
-        """Latents of prompts, prompt number i from seed i, by a sampler or the card's own settings."""
-        from arvid.config import PipelineConfig
-
-        config = PipelineConfig() if sampler is None else PipelineConfig(sampler=sampler)
+    def sample(self, net: Network, prompts: list[str], sampler: Multistep | None = None) -> Tensor:
+        """Latents [B, F, C, H, W] of prompts, as long as clips, number i from seed i; None is the card's sampler."""
+        config = PipelineConfig(sampler=sampler)
         pipe = Pipeline.from_parts(net.dit.eval(), config, None, net.text.eval(), self.card)
-        parts = [pipe.latents(prompt=prompts[i : i + LOOK_BATCH], frames=frames,
+        parts = [pipe.latents(prompt=prompts[i : i + LOOK_BATCH],
                               seed=list(range(i, min(i + LOOK_BATCH, len(prompts)))))
                  for i in range(0, len(prompts), LOOK_BATCH)]  # fmt: skip
         return torch.cat(parts).cpu()

@@ -73,9 +73,11 @@ BAD: dict[str, tuple[Callable[[Plain], None], str]] = {
     "rate true": (put("stages", 0, "rate", True), r"number 1: .*field rate wants float, got True"),
     "view": (put("stages", 0, "view", "clear"), r"number 1: .*'clean', 'noisy', 'joint', got 'clear'"),
     "copies": (put("stages", 0, "copies", 0), r"number 1: copies=0"),
+    "frames": (put("stages", 0, "frames", 0), r"number 1: frames=0: at least 1, or leave it out"),
+    "frames of longer clips": (put("stages", 0, "frames", 9), r"stage 'flow': frames=9: a clip has 8"),
     "dropout": (put("stages", 0, "dropout", 1.0), r"number 1: dropout=1.0"),
     "label": (put("stages", 0, "label", "../flow"), r"a stage is called '../flow': files are named after it"),
-    "taken label": (put("stages", 0, "label", "clips"), r"a stage is called 'clips'.*not clips or sheets"),
+    "taken label": (put("stages", 0, "label", "clips"), r"a stage is called 'clips'.*not clips or code or sheets"),
     "twice": (stages(FLOW, FLOW), r"two stages are called 'flow': give one a label"),
     "no start": (stages(SELF), r"'self_forcing' begins with a network, and no stage before it makes one"),
     "ratio": (stages(FLOW, SELF | {"ratio": 0}), r"number 2: ratio=0"),
@@ -139,7 +141,7 @@ def test_captions_of_two_objects_must_fit() -> None:
 
 
 @pytest.mark.parametrize(("name", "stages"), [
-    ("toy", ["flow", "consistency", "self_forcing"]), ("tiny", ["vae", "flow", "consistency"]),
+    ("toy", ["flow", "consistency", "self_forcing"]), ("tiny", ["vae", "chunk", "flow", "consistency"]),
 ])  # fmt: skip
 def test_the_recipes_that_come_with_arvid_can_be_carried_out(name: str, stages: list[str]) -> None:
     recipe = read_recipe(TOY.with_name(f"{name}.toml"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from toy_recipes import FAST, random_network, some_batch, toy, workshop
+from toy_recipes import FAST, random_network, same, saved, some_batch, toy, workshop
 
 from arvid.samplers.schedule import warp
 from arvid.training.datasets import Gaussian, wasserstein
@@ -50,6 +50,18 @@ def test_teacher_forcing_learns_one_clip_by_heart(tmp_path: Path, monkeypatch: p
     stage = {"name": "flow", "steps": 200, "batch": 8, "rate": 5e-3, "copies": 4}
     losses = losses_of(tmp_path, monkeypatch, stage, data={"name": "gaussian", "count": 1}, size=[2, 2], dit=FAST)
     assert np.mean(losses[-20:]) < losses[0] / 5
+
+
+def test_a_stage_of_first_frames_never_looks_at_later_ones(tmp_path: Path) -> None:
+    stage = {"name": "flow", "steps": 2, "batch": 4, "frames": 3}
+    weights = []
+    for folder, later in (("as they are", None), ("not finite", torch.nan)):
+        shop = workshop(tmp_path / folder, stage)
+        if later is not None:
+            shop.clips.latents[:, 3:] = later
+        shop.run()
+        weights.append(saved(tmp_path / folder, "flow")["module"])
+    assert same(*weights)
 
 
 def linear(passes: Passes, net: Network, batch: Batch, x: Tensor, sigma: Tensor, *rest: Any) -> Tensor:

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_recipes import same, saved
+from toy_recipes import TOY, same, saved
 
-from arvid.training import loop
+from arvid.training import datasets, loop
 from arvid.training.blocks import fit_blocks, to_blocks
 from arvid.training.data import training_clips
+from arvid.training.datasets import ProceduralClips
 from arvid.training.loop import Optimisation, follow, optimisers, rng_for, save_atomically, train
+from arvid.training.recipe import read_recipe
 from arvid.training.vae import clip_batch
 
 HOW = Optimisation(steps=9, rate=0.1, batch=8, warmup=2)
@@ -214,6 +216,19 @@ def test_block_latents_are_the_best_linear_code_of_their_size(clips: Tensor) -> 
         back = code.encode(clips).movedim(2, -1) @ torch.linalg.pinv(code.components).T + code.mean
         left = float((back - blocks).square().sum() / centred.square().sum())
         assert left == pytest.approx(float(singular[channels:].sum() / singular.sum()), rel=1e-3)
+
+
+def test_one_folder_has_one_code_for_its_vae_and_its_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card, data = read_recipe(TOY.with_name("tiny.toml")).card, ProceduralClips(count=2)
+    monkeypatch.setattr(datasets, "CODE_CLIPS", 6)
+    code = data.code(card, tmp_path)
+    monkeypatch.setattr(datasets, "CODE_CLIPS", 8)  # another fit, as after another rounding
+    other = tmp_path / "other"
+    other.mkdir()
+    assert not torch.equal(data.code(card, other).components, code.components)
+    latents = data.clips(card, tmp_path).latents
+    for (*_, video), own in zip(training_clips(2, data.seed), latents, strict=True):
+        assert torch.equal(code.encode(video[None])[0].half(), own)
 
 
 def test_a_latent_frame_is_its_own_pixel_frames_and_the_first_stands_alone(clips: Tensor) -> None:

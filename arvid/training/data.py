@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ class Clips:
     captions: list[tuple[str, str, int]]
     alone: np.ndarray
     changed: np.ndarray
+
+    def first(self, frames: int | None) -> Clips:
+        """The first latent frames of every clip, None all."""
+        return replace(self, latents=self.latents[:, :frames])
 
     def pick(self, rng: np.random.Generator, batch: int, alone: bool, whole_captions: bool = False) -> np.ndarray:
         """Indices of a random batch of clips that fit the layout; with `whole_captions` of those that do not change."""

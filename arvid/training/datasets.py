@@ -83,16 +83,24 @@ class ProceduralClips(Data):
         if any(m != 0 for m in card.vae.mean) or any(s != 1 for s in card.vae.std):
             raise ValueError("model.vae.mean and std: leave them out, a block code has mean 0 and spreads of its own")
 
-    def code(self, card: Card) -> BlockCode:
-        """The latents: principal components of the pixel blocks of some clips."""
-        videos = torch.stack([video for *_, video in training_clips(CODE_CLIPS, seed=self.seed + 1)])
-        return fit_blocks(videos, card.vae.z_dim, card.vae.time_stride, card.vae.space_stride)
+    def code(self, card: Card, folder: Path) -> BlockCode:
+        """The latents: principal components of the pixel blocks of some clips.
+
+        Kept in `folder`: the VAE and the clips must have the same, and rounding decides signs that are arbitrary.
+        """
+        path, sizes = folder / "code.pt", (card.vae.z_dim, card.vae.time_stride, card.vae.space_stride)
+        identity = {"sizes": list(sizes), "seed": self.seed}
+        if (made := kept(path, identity)) is None:
+            videos = torch.stack([video for *_, video in training_clips(CODE_CLIPS, seed=self.seed + 1)])
+            made = {"code": vars(fit_blocks(videos, *sizes)), "identity": identity}
+            save_atomically(made, path)
+        return BlockCode(**made["code"])
 
     def clips(self, card: Card, folder: Path) -> Clips:
         path, identity = folder / "clips.pt", {**asdict(self), "z_dim": card.vae.z_dim, "vae": repr(card.vae)}
         if (made := kept(path, identity)) is not None:
             return Clips(made["latents"], made["captions"], made["alone"].numpy(), made["changed"].numpy())
-        clips = encode_clips(self.code(card), self.count, self.seed)
+        clips = encode_clips(self.code(card, folder), self.count, self.seed)
         save_atomically({
             "latents": clips.latents, "captions": clips.captions, "alone": torch.from_numpy(clips.alone),
             "changed": torch.from_numpy(clips.changed), "identity": identity,

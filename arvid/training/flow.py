@@ -14,6 +14,7 @@ from arvid.training.network import VIEWS, Batch, Network, Passes, View, mix
 from arvid.training.stages import STAGE, NetworkStage
 
 if TYPE_CHECKING:
+    from arvid.training.recipe import TrainingRecipe
     from arvid.training.workshop import Workshop
 
 __all__ = ["Flow", "FlowMatching"]
@@ -51,11 +52,13 @@ class Flow(FlowMatching):
 
     `view` is what a noisy chunk sees: "clean" frames (teacher forcing, Self Forcing, arXiv 2506.08009, section 3),
     "noisy" ones at levels of their own (diffusion forcing, arXiv 2407.01392, algorithm 1), or "joint", all frames at
-    one level. `copies` of a clip, noised independently, share its clean frames.
+    one level. `copies` of a clip, noised independently, share its clean frames. `frames` trains on the first latent
+    frames of every clip only: where the first chunk decides how things look, many of it are worth more than few clips.
     """
 
     view: View = "clean"  # pyright: ignore[reportIncompatibleVariableOverride]
     copies: int = 2
+    frames: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,9 +66,15 @@ class Flow(FlowMatching):
             raise ValueError(f"view={self.view!r}; choose one of: {', '.join(VIEWS)}")
         if self.copies < 1 or (self.copies > 1 and self.view != "clean"):
             raise ValueError(f"copies={self.copies}: at least 1, and 1 unless view='clean': copies share clean frames")
+        if self.frames is not None and self.frames < 1:
+            raise ValueError(f"frames={self.frames}: at least 1, or leave it out for whole clips")
+
+    def check(self, recipe: TrainingRecipe) -> None:
+        if self.frames is not None and self.frames > recipe.card.train_horizon:
+            raise ValueError(f"stage {self.called!r}: frames={self.frames}: a clip has {recipe.card.train_horizon}")
 
     def run(self, shop: Workshop) -> Network:
-        passes, net = shop.passes, shop.start_of(self).train()
+        passes, net = shop.passes_over(self.frames), shop.start_of(self).train()
         average = copy.deepcopy(net).requires_grad_(False)
 
         def step_loss(step: int, rng: np.random.Generator, _: nn.Module) -> dict[str, Tensor]:

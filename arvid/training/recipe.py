@@ -32,7 +32,7 @@ __all__ = [
 
 KEYS = ("data", "model", "stages")
 COPIES = 14  # of a network in a checkpoint and the one before it, at most: student and critic with two moments, average
-TAKEN = ("clips", "sheets")  # what else is in the folder
+TAKEN = ("clips", "code", "sheets")  # what else is in the folder
 
 
 @dataclass(frozen=True)

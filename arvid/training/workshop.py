@@ -79,12 +79,16 @@ class Workshop:
     @cached_property
     def passes(self) -> Passes:
         """Passes over the clips."""
-        return Passes(self.clips, self.card, self.device)
+        return self.passes_over(None)
+
+    def passes_over(self, frames: int | None) -> Passes:
+        """Passes over the first latent frames of the clips, None all."""
+        return Passes(self.clips.first(frames), self.card, self.device)
 
     @cached_property
     def code(self) -> BlockCode:
         """The block code of the data."""
-        return self.recipe.data.code(self.card)  # pyright: ignore[reportAttributeAccessIssue]
+        return self.recipe.data.code(self.card, self.folder)  # pyright: ignore[reportAttributeAccessIssue]
 
     def run(self) -> None:
         """All stages in order. After each that makes a network, its folder, named as the stage, is one that

@@ -21,7 +21,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workshop, Network]
     more = {"batch": 32, "guidance": 1.0}
     shop = workshop(
         tmp_path_factory.mktemp("taught"), {"name": "flow", "steps": 200, "rate": 3e-3, "batch": 32},
-        {"name": "consistency", "steps": 60, "rate": 1e-3, "ema": 0.95, **more},
+        {"name": "consistency", "steps": 60, "rate": 1e-3, "ema": 0.95, "first_chunks": 16, **more},
         {"name": "self_forcing", "steps": 200, "rate": 3e-4, "critic_rate": 1e-3, "ratio": 2, "start": "flow", **more},
         data={"name": "gaussian"}, size=[2, 2], dit=FAST,
     )  # fmt: skip

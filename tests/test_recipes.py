@@ -75,6 +75,12 @@ BAD: dict[str, tuple[Callable[[Plain], None], str]] = {
     "copies": (put("stages", 0, "copies", 0), r"number 1: copies=0"),
     "frames": (put("stages", 0, "frames", 0), r"number 1: frames=0: at least 1, or leave it out"),
     "frames of longer clips": (put("stages", 0, "frames", 9), r"stage 'flow': frames=9: a clip has 8"),
+    "first chunks": (put("stages", 0, "first_chunks", -1), r"number 1: first_chunks=-1: at least 0"),
+    "first chunks of a joint view": (
+        stages({"name": "flow", "steps": 1, "view": "joint", "copies": 1, "first_chunks": 2}),
+        r"first_chunks=2: 0 with view='joint', which knows no chunks"),
+    "first chunks of a student": (
+        stages(FLOW, {"name": "consistency", "steps": 1, "first_chunks": -1}), r"number 2: first_chunks=-1: at least 0"),
     "dropout": (put("stages", 0, "dropout", 1.0), r"number 1: dropout=1.0"),
     "label": (put("stages", 0, "label", "../flow"), r"a stage is called '../flow': files are named after it"),
     "taken label": (put("stages", 0, "label", "clips"), r"a stage is called 'clips'.*not clips or code or sheets"),

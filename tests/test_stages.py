@@ -46,6 +46,14 @@ def test_the_first_loss_is_the_mean_square_of_noise_less_clip(
     assert loss == pytest.approx(1.5, rel=0.02)
 
 
+@pytest.mark.parametrize("view", ["clean", "noisy"])
+def test_first_chunks_add_their_own_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: View) -> None:
+    """Twice the loss of the test above."""
+    stage = {"name": "flow", "steps": 1, "batch": 256, "view": view, "copies": 1, "first_chunks": 256}
+    (loss,) = losses_of(tmp_path, monkeypatch, stage, data={"name": "gaussian"})
+    assert loss == pytest.approx(3, rel=0.02)
+
+
 def test_teacher_forcing_learns_one_clip_by_heart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = {"name": "flow", "steps": 200, "batch": 8, "rate": 5e-3, "copies": 4}
     losses = losses_of(tmp_path, monkeypatch, stage, data={"name": "gaussian", "count": 1}, size=[2, 2], dit=FAST)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from arvid.samplers.schedule import shift_sigma
-from arvid.training.network import Network, mix, per_frame
-from arvid.training.stages import STAGE, Distillation
+from arvid.training.network import Batch, Network, Passes, View, mix, per_frame
+from arvid.training.stages import STAGE, Distillation, check_first_chunks
 
 if TYPE_CHECKING:
     from arvid.training.recipe import TrainingRecipe
@@ -28,15 +28,18 @@ class Consistency(Distillation):
 
     Causal consistency distillation (arXiv 2605.15141) with the loss of improved consistency training (pseudo-Huber,
     arXiv 2310.14189, eq. 7), on a grid of `points` levels evenly spaced before the shift. At the last, where the next
-    level is 0, the goal is the step's own end. Chunks have levels of their own, and see clean frames.
+    level is 0, the goal is the step's own end. Chunks have levels of their own, and see clean frames. `first_chunks` of
+    other clips are trained on beside the batch, their loss added.
     """
 
     points: int = 16
+    first_chunks: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.points < 1:
             raise ValueError(f"points={self.points}: at least 1")
+        check_first_chunks(self.first_chunks)
 
     def check(self, recipe: TrainingRecipe) -> None:
         if (view := recipe.teacher(self).view) != "clean":
@@ -50,21 +53,35 @@ class Consistency(Distillation):
         grid = grid.to(shop.device)
         scale = 0.03 * passes.clips.latents[0, 0].numel() ** 0.5 / 8
 
-        def step_loss(step: int, rng: np.random.Generator, target: nn.Module) -> dict[str, Tensor]:
-            assert isinstance(target, Network)
-            batch = passes.batch(rng, self.batch)
+        def huber(error: Tensor) -> Tensor:
+            return ((error + scale**2).sqrt() - scale).mean()
+
+        firsts = shop.passes_over(shop.card.chunk) if self.first_chunks else None
+
+        def errors(over: Passes, batch: Batch, rng: np.random.Generator, target: Network, view: View) -> Tensor:
+            """Squared errors [B, F] of x0."""
+            copies = over.copies(1, view)
             x0, noise = batch.clean, torch.randn_like(batch.clean)
-            level = torch.from_numpy(rng.integers(self.points, size=(len(x0), 1, batch.chunks))).to(shop.device)
-            sigma, lower = (passes.spread(grid[at], batch) for at in (level, level + 1))
+            count = 1 if view == "joint" else batch.chunks
+            level = torch.from_numpy(rng.integers(self.points, size=(len(x0), 1, count))).to(shop.device)
+            sigma, lower = (over.spread(grid[at], batch) for at in (level, level + 1))
             x = mix(x0, noise, sigma)
             with torch.no_grad():
-                v = passes.guided(teacher, batch, x, sigma, self.guidance, "clean").float()
+                v = over.guided(teacher, batch, x, sigma, self.guidance, view).float()
                 following = x + per_frame(lower - sigma) * v
-                ahead = passes.velocity(target, batch, following, lower, passes.text(target, batch, 2))
+                ahead = over.velocity(target, batch, following, lower, over.text(target, batch, copies), view)
                 goal = following - per_frame(lower) * ahead.float()
-            velocity = passes.velocity(student, batch, x, sigma, passes.text(student, batch, 2)).float()
-            error = (x - per_frame(sigma) * velocity - goal).square().mean((2, 3, 4))
-            return {"loss": ((error + scale**2).sqrt() - scale).mean(), "mse": error.mean()}
+            velocity = over.velocity(student, batch, x, sigma, over.text(student, batch, copies), view).float()
+            return (x - per_frame(sigma) * velocity - goal).square().mean((2, 3, 4))
+
+        def step_loss(step: int, rng: np.random.Generator, target: nn.Module) -> dict[str, Tensor]:
+            assert isinstance(target, Network)
+            error = errors(passes, passes.batch(rng, self.batch), rng, target, "clean")
+            losses = {"loss": huber(error), "mse": error.mean()}
+            if firsts:
+                first = errors(firsts, firsts.batch(rng, self.first_chunks), rng, target, "joint")
+                losses |= {"loss": losses["loss"] + huber(first), "first chunk": first.mean()}
+            return losses
 
         shop.train(self, student, step_loss, average=average)
         return average.eval()

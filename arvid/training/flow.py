@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from arvid.training.network import VIEWS, Batch, Network, Passes, View, mix
-from arvid.training.stages import STAGE, NetworkStage
+from arvid.training.stages import STAGE, NetworkStage, check_first_chunks
 
 if TYPE_CHECKING:
     from arvid.training.recipe import TrainingRecipe
@@ -53,12 +53,14 @@ class Flow(FlowMatching):
     `view` is what a noisy chunk sees: "clean" frames (teacher forcing, Self Forcing, arXiv 2506.08009, section 3),
     "noisy" ones at levels of their own (diffusion forcing, arXiv 2407.01392, algorithm 1), or "joint", all frames at
     one level. `copies` of a clip, noised independently, share its clean frames. `frames` trains on the first latent
-    frames of every clip only: where the first chunk decides how things look, many of it are worth more than few clips.
+    frames of every clip only. `first_chunks` of other clips are trained on beside the batch, their loss added: the
+    first chunk is made from noise alone, is the hardest, and costs the least.
     """
 
     view: View = "clean"  # pyright: ignore[reportIncompatibleVariableOverride]
     copies: int = 2
     frames: int | None = None
+    first_chunks: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +70,9 @@ class Flow(FlowMatching):
             raise ValueError(f"copies={self.copies}: at least 1, and 1 unless view='clean': copies share clean frames")
         if self.frames is not None and self.frames < 1:
             raise ValueError(f"frames={self.frames}: at least 1, or leave it out for whole clips")
+        check_first_chunks(self.first_chunks)
+        if self.first_chunks and self.view == "joint":
+            raise ValueError(f"first_chunks={self.first_chunks}: 0 with view='joint', which knows no chunks")
 
     def check(self, recipe: TrainingRecipe) -> None:
         if self.frames is not None and self.frames > recipe.card.train_horizon:
@@ -76,12 +81,16 @@ class Flow(FlowMatching):
     def run(self, shop: Workshop) -> Network:
         passes, net = shop.passes_over(self.frames), shop.start_of(self).train()
         average = copy.deepcopy(net).requires_grad_(False)
+        firsts = shop.passes_over(shop.card.chunk) if self.first_chunks else None
 
         def step_loss(step: int, rng: np.random.Generator, _: nn.Module) -> dict[str, Tensor]:
             batch = passes.batch(rng, self.batch)
             error = self.errors(passes, net, batch, rng, self.copies, self.view)
-            first = error.unflatten(1, (self.copies, -1))[:, :, batch.chunk_of == 0]
-            return {"loss": error.mean(), "first chunk": first.mean()}
+            first = error.unflatten(1, (self.copies, -1))[:, :, batch.chunk_of == 0].mean()
+            if firsts is None:
+                return {"loss": error.mean(), "first chunk": first}
+            beside = self.errors(firsts, net, firsts.batch(rng, self.first_chunks), rng, view="joint").mean()
+            return {"loss": error.mean() + beside, "first chunk": beside}
 
         shop.train(self, net, step_loss, average=average)
         return average.eval()

@@ -45,6 +45,12 @@ class Stage(Optimisation, ABC):
 STAGE: Registry[Stage] = Registry("stage", Stage)
 
 
+def check_first_chunks(count: int) -> None:
+    """Raise `ValueError` for a number of first chunks that cannot be."""
+    if count < 0:
+        raise ValueError(f"first_chunks={count}: at least 0")
+
+
 @dataclass(frozen=True)
 class NetworkStage(Stage):
     """A stage that trains transformer and text encoder, beginning with the weights of stage `start` (None: those of the

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from arvid.positional import ROTARY as ROTARY
     from arvid.positional import TIME as TIME
     from arvid.presets import preset as preset
+    from arvid.resumable import resumable as resumable
     from arvid.samplers import SAMPLER as SAMPLER
     from arvid.streams import State as State
     from arvid.video import Video as Video
@@ -40,6 +41,7 @@ _HOME = {
     "Video": "arvid.video",
     "VideoWriter": "arvid.video",
     "preset": "arvid.presets",
+    "resumable": "arvid.resumable",
 }
 _MODULES = ("geometry", "lint", "plan", "presets", "registry", "testing")
 
@@ -59,6 +61,7 @@ __all__ = [
     "lint",
     "plan",
     "preset",
+    "resumable",
     "testing",
 ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Encoder", "Remux", "read_frames"]
+__all__ = ["Encoder", "Joined", "Remux", "read_frames"]
 
 
 class Encoder:
@@ -65,6 +65,14 @@ class Remux(Encoder):
 
     def __init__(self, source: Path, path: Path) -> None:
         self._start("-i", str(source.absolute()), "-c", "copy", "-movflags", "+faststart", str(path.absolute()))
+
+
+class Joined(Encoder):
+    """ffmpeg, which copies .mp4 files of one format into one, one after another; their names are read from `names`."""
+
+    def __init__(self, names: Path, path: Path) -> None:
+        self._start("-f", "concat", "-i", str(names.absolute()), "-c", "copy", "-movflags", "+faststart",
+                    str(path.absolute()))
 
 
 def read_frames(path: str | os.PathLike[str]) -> tuple[np.ndarray, float | None]:

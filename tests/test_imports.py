@@ -18,7 +18,7 @@ BASIS = {"registry", "shapes", "geometry"}
 CHOICES = {"positional", "noise", "cache", "samplers"}
 TOP = {
     "pipeline", "requests", "streams", "video", "video_files", "testing", "evaluation", "training", "plots", "lint",
-    "simulate", "costs", "plan", "locking",
+    "simulate", "costs", "plan", "locking", "resumable",
 }  # fmt: skip
 BELOW_TOP = BASIS | CHOICES | {"models", "config", "presets", "prompts"}
 

@@ -80,7 +80,7 @@ BAD: dict[str, tuple[Callable[[Plain], None], str]] = {
         stages({"name": "flow", "steps": 1, "view": "joint", "copies": 1, "first_chunks": 2}),
         r"first_chunks=2: 0 with view='joint', which knows no chunks"),
     "first chunks of a student": (
-        stages(FLOW, {"name": "consistency", "steps": 1, "first_chunks": -1}), r"number 2: first_chunks=-1: at least 0"),
+        stages(FLOW, {"name": "consistency", "steps": 1, "first_chunks": -1}), r"number 2: first_chunks=-1"),
     "dropout": (put("stages", 0, "dropout", 1.0), r"number 1: dropout=1.0"),
     "label": (put("stages", 0, "label", "../flow"), r"a stage is called '../flow': files are named after it"),
     "taken label": (put("stages", 0, "label", "clips"), r"a stage is called 'clips'.*not clips or code or sheets"),

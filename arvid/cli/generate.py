@@ -11,17 +11,19 @@ from .progress import progress_line
 from .values import seconds, size, whole
 
 if TYPE_CHECKING:
-    from arvid.pipeline import Progress
+    from arvid.pipeline import Pipeline, Progress
+    from arvid.video import VideoWriter
 
 __all__ = ["add", "run"]
 
 HELP = """\
 Make a video of PROMPT with a model's own settings, or with those of CONFIG.
 
-The bundled model is small, runs on a CPU, and knows sentences of one form:
+The bundled model is small, runs on a CPU, and knows sentences of this form,
   a {red|green|blue|yellow|orange|purple|pink|cyan} {ball|square|triangle}
   {bounces around|moves left and right|moves up and down|moves in a circle|grows and shrinks}
   on a {black|white|gray|brown|navy|beige} background
+or of two objects: a red ball bounces around and a cyan square moves up and down on a black background
 """
 EXAMPLES = """\
 examples:
@@ -66,6 +68,10 @@ def add(commands: Any) -> None:
         "--start", metavar="FILE", help="begin with this image (.png, .jpg) or clip (.mp4, .gif), of the size that is "
         "made; the length is that of what is new",
     )  # fmt: skip
+    p.add_argument(
+        "--resumable", action="store_true", help="keep what is done in NAME.parts, once a minute: however this run is "
+        "stopped, the same command goes on from there",
+    )  # fmt: skip
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same video (default: 0)")
     p.add_argument("--size", metavar="WIDTHxHEIGHT", type=size, help="pixels to generate (default: the model's)")
     p.add_argument(
@@ -95,19 +101,35 @@ def run(arguments: argparse.Namespace) -> int:
         text=arguments.text, device=arguments.device, dtype=DTYPES[arguments.dtype],
     )  # fmt: skip
     width, height = arguments.size or (None, None)
-    prompt = [(0, arguments.prompt), *later] if later else arguments.prompt
+    ask: dict[str, Any] = {
+        "prompt": [(0, arguments.prompt), *later] if later else arguments.prompt, "seconds": arguments.seconds,
+        "frames": arguments.frames, "height": height, "width": width, "seed": arguments.seed,
+        "negative": arguments.negative, "start": arguments.start,
+    }  # fmt: skip
+    with progress_line(arguments.quiet, _far) as show:
+        make = _in_parts if arguments.resumable else _at_once
+        frames, fps = make(pipe, writer, {**ask, "progress": show})
+    print(f"{writer.path}: {frames} pixel frames, {frames / fps:g} s")
+    return 0
+
+
+def _at_once(pipe: Pipeline, writer: VideoWriter, ask: dict[str, Any]) -> tuple[int, float]:
     try:
-        with progress_line(arguments.quiet, _far) as show:
-            path = pipe(
-                prompt, arguments.seconds, frames=arguments.frames, height=height, width=width, seed=arguments.seed,
-                negative=arguments.negative, start=arguments.start, into=writer, progress=show,
-            )  # fmt: skip
+        pipe(**ask, into=writer)
     except BaseException:
         if writer.count and writer.part.exists():  # it may be the writing that failed
             print(f"arvid: {writer.part} has the first {writer.seconds:g} s", file=sys.stderr)
         raise
-    print(f"{path}: {writer.count} pixel frames, {writer.seconds:g} s")
-    return 0
+    return writer.count, writer.fps
+
+
+def _in_parts(pipe: Pipeline, writer: VideoWriter, ask: dict[str, Any]) -> tuple[int, float]:
+    from arvid.resumable import resumable
+
+    def note(text: str) -> None:
+        print(f"arvid: {text}", file=sys.stderr)
+
+    return resumable(pipe, writer.path, scale=writer.scale, note=note, **ask)
 
 
 def _far(at: Progress) -> str:

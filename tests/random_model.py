@@ -22,7 +22,7 @@ CARD = Card(
     ),
     text=TextSpec(vocab_size=35, dim=16, attention_dim=16, ffn_dim=32, num_heads=2, num_layers=2),
     chunk=2, window=6, sink=0, steps=(1000, 500), shift=3.0, context_noise=0.0, train_horizon=6, fps=8, size=(16, 32),
-    grammar=BUNDLED_GRAMMAR,
+    grammar=BUNDLED_GRAMMAR.splitlines()[0],
 )  # fmt: skip
 
 RED = "a red ball bounces around on a navy background"

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from transformers import UMT5Config, UMT5EncoderModel
 
 __all__ = [
-    "BUNDLED_GRAMMAR", "BUNDLED_TOKENIZER", "CLIPS_GRAMMAR", "TextEncoder", "build_umt5", "clean", "from_wan_names",
+    "BUNDLED_GRAMMAR", "BUNDLED_TOKENIZER", "TextEncoder", "build_umt5", "clean", "from_wan_names",
     "key_of", "load_tokenizer", "sentences", "to_wan_names", "train_tokenizer", "umt5_config",
-    "write_bundled_tokenizer",
 ]
 
 BUNDLED_TOKENIZER = Path(__file__).parent / "bundled" / "tokenizer.model"
@@ -38,11 +37,8 @@ _THING = (
 )
 _GROUND = "on a {black|white|gray|brown|navy|beige} background"
 
-BUNDLED_GRAMMAR = f"{_THING} {_GROUND}"
-"""Every prompt of the bundled model: one choice from each brace."""
-
-CLIPS_GRAMMAR = f"{BUNDLED_GRAMMAR}\n{_THING} and {_THING} {_GROUND}"
-"""Every caption of the procedural clips, of one object or of two: a pattern a line."""
+BUNDLED_GRAMMAR = f"{_THING} {_GROUND}\n{_THING} and {_THING} {_GROUND}"
+"""Every prompt of the bundled model, of one object or of two: a pattern a line, one choice from each brace."""
 
 
 def umt5_config(spec: TextSpec) -> UMT5Config:
@@ -248,9 +244,3 @@ def train_tokenizer(captions: Iterable[str], path: str | Path) -> None:
         minloglevel=2,
     )
     Path(path).write_bytes(model.getvalue())
-
-
-def write_bundled_tokenizer() -> Path:
-    """Train the bundled model's tokenizer on its grammar, write it beside this module and return its path."""
-    train_tokenizer(sentences(BUNDLED_GRAMMAR), BUNDLED_TOKENIZER)
-    return BUNDLED_TOKENIZER

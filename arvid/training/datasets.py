@@ -13,7 +13,7 @@ from torch import Tensor
 
 from arvid.evaluation.reader import read, score
 from arvid.models.specs import Card
-from arvid.models.text import CLIPS_GRAMMAR
+from arvid.models.text import BUNDLED_GRAMMAR
 from arvid.models.vae import WanVAE
 from arvid.registry import Registry
 from arvid.training.blocks import BlockCode, fit_blocks
@@ -73,7 +73,7 @@ class ProceduralClips(Data):
 
     @property
     def grammar(self) -> str:
-        return CLIPS_GRAMMAR
+        return BUNDLED_GRAMMAR
 
     def check(self, card: Card) -> None:
         wanted = {"train_horizon": CLIP_FRAMES, "fps": FPS, "size": (SIZE, SIZE)}

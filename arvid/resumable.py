@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +19,14 @@ from arvid.pipeline import Pipeline
 from arvid.prompts import Live, Schedule, parse
 from arvid.requests import Report
 from arvid.streams import State
-from arvid.video import VideoWriter, check_output
-from arvid.video_files import Joined
+from arvid.video import VideoWriter, check_output, parts_of
+from arvid.video_files import Joined, count_frames
 
 __all__ = ["resumable"]
+
+REQUEST, FINISHED, JOINED, PART = "request.json", "finished.json", "joined.mp4", "%06d.mp4"
+OWN = ("state.*", "[0-9][0-9][0-9][0-9][0-9][0-9]*.mp4", ".arvid-*", JOINED, "names", ".lock",
+       FINISHED)  # fmt: skip
 
 
 def resumable(
@@ -33,66 +36,107 @@ def resumable(
 ) -> tuple[int, float]:  # fmt: skip
     """`pipe(prompt, seconds, into=path, **request)` that outlives its process: called again, it goes on.
 
-    About every `every` seconds what is done goes to a part, an .mp4 of its own, in the folder NAME.parts beside the
-    file, with the state to go on from; whatever ends the process, no more than what came after is made again. At the
-    end the parts become the file, with the frames of a single run, and the folder is removed. Returns how many pixel
-    frames there are and how many a second. `scale` is as in `Video.save`; `note` is told, in words, when an earlier run
-    is gone on with. A prompt that is a function must answer as it did.
+    About every `every` seconds what is done goes to a part, an .mp4 of its own, in the folder PATH.parts, with the
+    state to go on from; whatever ends the process, no more than what came after is made again. At the end the parts
+    become the file, with the frames of a single run, and the folder is removed. Returns how many pixel frames there are
+    and how many a second. `scale` is as in `Video.save`; `note` is told, in words, when an earlier run is gone on with.
+    A prompt that is a function must answer as it did.
 
-    Raises `ValueError` for a path that is no .mp4, for a batch, and for a folder of another request or configuration;
-    `BlockingIOError` for one in which another process writes; and as `Pipeline.stream` and `VideoWriter`.
+    Raises `ValueError` for a path that is no .mp4, for a batch, for an `every` that is no time, and for a folder of
+    another request or configuration, of other files, or with parts or states that are missing or damaged, `TypeError`
+    for an `every` that is no number, `BlockingIOError` for a folder in which another process writes; and as
+    `Pipeline.stream` and `VideoWriter`.
     """
-    path = check_output(path)
-    if path.suffix.lower() != ".mp4":
-        raise ValueError(f"{str(path)!r}: only an .mp4 is made in several runs; name one, or use pipe(..., into=)")
+    path, folder = check_output(path), parts_of(path)
+    if isinstance(every, bool) or not isinstance(every, (int, float)):
+        raise TypeError(f"every={every!r}: give a number of seconds")
+    if not every >= 0:
+        raise ValueError(f"every={every!r}: give a number of seconds of at least 0")
     VideoWriter(path, scale)  # checks the scale
     stream = pipe.stream(prompt, seconds, progress=progress, **request)
     begun = stream.state()
     if begun.request.batch:
         raise ValueError(f"{str(path)!r} is the file of one video: give one prompt, not a list of them")
-    told = _told(begun, prompt, request.get("negative"), scale)
-    folder = path.with_suffix(".parts")
+    assert pipe.card  # or there would be no stream
+    stride, fps = pipe.card.vae.time_stride, pipe.card.fps
+    total = pixel_frames(begun.request.total, stride)
+    _check_folder(folder)
     with locked(folder, "writing to"):
-        if not (file := folder / "request.json").exists():
-            if others := sorted(other.name for other in folder.iterdir() if other.name != ".lock"):
-                raise ValueError(f"{str(folder)!r} holds other files ({others[0]}): name another file to make")
-            file.write_text(json.dumps(told, indent=1))
-        elif differing := [name for name, value in _read(file).items() if told.get(name) != value]:
-            raise ValueError(f"{str(folder)!r} is of another request, which differs in {', '.join(differing)}: give "
-                             "that one to go on with it, name another file, or delete the folder")
-        states = {int(file.suffix[1:]): file for file in folder.glob("state.*") if file.suffix[1:].isdigit()}
-        done = max(states, default=0)
-        if done:
+        if (folder / FINISHED).exists():  # its end was interrupted, with the video in place
+            _remove(folder, keep=".lock")
+        _claim(folder, _told(begun, prompt, request.get("negative"), scale))
+        done, state = _last(folder, next(pipe.dit.parameters()).device)
+        if state:
             stream.close()
-            state = State.load(states[done], next(pipe.dit.parameters()).device)
+            _check_parts(folder, done, pixel_frames(state.done, stride))
             stream = pipe.resume(state, prompt if callable(prompt) else None, progress=progress)
             note(f"going on from {state.done} of {state.request.total} latent frames, in {folder}")
         with stream:
             ended = False
             while not ended:
-                ended = _part(stream, _name(folder, done), scale, every)
-                done += _name(folder, done).exists()  # nothing was left to be made, perhaps
+                part = folder / (PART % done)
+                ended = _part(stream, part, scale, every)
+                done += part.exists()  # nothing was left to be made, perhaps
                 if not ended:
                     stream.state().save(folder / f"state.{done}")
-                    (folder / f"state.{done - 1}").unlink(missing_ok=True)
-        names = folder / "names"
-        names.write_text("".join(f"file {_name(folder, i).name}\n" for i in range(done)))
-        Joined(names, folder / "joined.mp4").finish()
-        os.replace(folder / "joined.mp4", path)
-        shutil.rmtree(folder)
-    assert pipe.card  # or there would be no stream
-    return pixel_frames(begun.request.total, pipe.card.vae.time_stride), pipe.card.fps
+                    (folder / f"state.{done - 2}").unlink(missing_ok=True)
+        Joined(folder, [PART % i for i in range(done)], JOINED).finish()
+        if (there := count_frames(folder / JOINED)) != total:
+            raise ValueError(f"the parts in {str(folder)!r} have {there} pixel frames in place of {total}, so some are "
+                             "damaged: those that play are there to be used; delete the folder to begin anew")
+        os.replace(folder / JOINED, path)
+        os.replace(folder / REQUEST, folder / FINISHED)
+        _remove(folder)
+    return total, fps
 
 
-def _read(file: Path) -> dict[str, str]:
+def _check_folder(folder: Path) -> None:
+    """Raise for a folder that cannot be taken, before anything is written to it."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"parts go to the folder {str(folder)!r}, and there is such a file: rename it, or "
+                                 "name another file to make")
+    there = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    if (others := there - {".lock"}) and not there & {REQUEST, FINISHED}:
+        raise ValueError(f"{str(folder)!r} holds other files ({min(others)}): name another file to make")
+
+
+def _claim(folder: Path, told: dict[str, str]) -> None:
+    """Write what the request is, or compare it with what is written there."""
+    file, unfinished = folder / REQUEST, folder / ".arvid-request"
+    if not file.exists():
+        unfinished.write_text(json.dumps(told, indent=1))
+        os.replace(unfinished, file)
+        return
     try:
-        return dict(json.loads(file.read_text()))
+        saved = json.loads(file.read_bytes())
+        assert isinstance(saved, dict)
+    except (ValueError, AssertionError):
+        raise ValueError(
+            f"{str(file)!r} is damaged, or not of arvid: delete its folder, or name another file to make") from None
+    if differing := [name for name in {**told, **saved} if told.get(name) != saved.get(name)]:
+        raise ValueError(f"{str(folder)!r} is of another request, which differs in {', '.join(differing)}: give that "
+                         "one to go on with it, name another file, or delete the folder")
+
+
+def _last(folder: Path, device: torch.device) -> tuple[int, State | None]:
+    """How many parts are done, and the state after them, None before the first."""
+    states = {int(file.suffix[1:]): file for file in folder.glob("state.*") if file.suffix[1:].isdigit()}
+    done = max(states, default=0)
+    if not done:
+        return 0, None
+    try:
+        return done, State.load(states[done], device)
     except ValueError as error:
-        raise ValueError(f"{str(file)!r} is damaged: delete its folder, to begin anew") from error
+        raise ValueError(f"{error}; delete this file, to go on from the state before it, if there is one") from error
 
 
-def _name(folder: Path, number: int) -> Path:
-    return folder / f"{number:06d}.mp4"
+def _check_parts(folder: Path, done: int, frames: int) -> None:
+    """Raise `ValueError` where parts have not so many pixel frames together."""
+    counts = {PART % i: count_frames(folder / (PART % i), decode=False) for i in range(done)}
+    if sum(counts.values()) != frames:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ValueError(f"the parts in {str(folder)!r} have {sum(counts.values())} pixel frames in place of {frames}, "
+                         f"so one is missing or damaged ({told}): put it back, or delete the folder to begin anew")
 
 
 def _part(stream: Any, path: Path, scale: int | None, every: float) -> bool:
@@ -111,6 +155,16 @@ def _part(stream: Any, path: Path, scale: int | None, every: float) -> bool:
     if writer.count:
         writer.finish()
     return True
+
+
+def _remove(folder: Path, keep: str = "") -> None:
+    """Remove what is arvid's, the mark of the end last, and the folder, where nothing else is in it."""
+    for pattern in OWN:
+        for file in folder.glob(pattern):
+            if file.name != keep:
+                file.unlink()
+    if not keep and not folder.is_symlink() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _told(state: State, prompt: Any, negative: Any, scale: int | None) -> dict[str, str]:

@@ -19,7 +19,7 @@ from arvid.video_files import Encoder, Remux
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Video", "VideoWriter", "check_output", "check_place"]
+__all__ = ["Video", "VideoWriter", "check_output", "check_place", "parts_of"]
 
 VISIBLE_SIDE = 256
 """`Video.save` enlarges a video whose shorter side, in pixels, is less than this."""
@@ -246,6 +246,13 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     if isinstance(path, str | os.PathLike) and Path(path).suffix.lower() not in _WRITERS:
         raise ValueError(f"cannot save {str(path)!r}: the name must end in {', '.join(_WRITERS)}")
     return check_place(path)
+
+
+def parts_of(path: str | os.PathLike[str]) -> Path:
+    """The folder in which an .mp4 is made part by part. Raises `ValueError` for a file of another kind."""
+    if Path(path).suffix.lower() != ".mp4":
+        raise ValueError(f"{str(path)!r}: only an .mp4 is made in several runs; name one, or make it in one run")
+    return Path(path).with_name(Path(path).name + ".parts")
 
 
 def check_place(path: str | os.PathLike[str]) -> Path:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Encoder", "Joined", "Remux", "read_frames"]
+__all__ = ["Encoder", "Joined", "Remux", "count_frames", "read_frames"]
 
 
 class Encoder:
@@ -22,14 +22,14 @@ class Encoder:
         self._start("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-",
                     "-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", *options, str(path.absolute()))
 
-    def _start(self, *arguments: str) -> None:
+    def _start(self, *arguments: str, folder: Path | None = None) -> None:
         from imageio_ffmpeg import get_ffmpeg_exe
 
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `finish` and `stop`)
         # In a session of its own: an interruption from the keyboard is ours to handle, and the file is ended properly.
         self._process = subprocess.Popen(
             [get_ffmpeg_exe(), "-y", "-loglevel", "error", *arguments], stdin=subprocess.PIPE, stdout=self._log,
-            stderr=self._log, start_new_session=True,
+            stderr=self._log, start_new_session=True, cwd=folder,
         )  # fmt: skip
 
     def write(self, frames: Iterable[np.ndarray]) -> None:
@@ -68,11 +68,25 @@ class Remux(Encoder):
 
 
 class Joined(Encoder):
-    """ffmpeg, which copies .mp4 files of one format into one, one after another; their names are read from `names`."""
+    """ffmpeg, which copies .mp4 files of one format, in one folder, into another of it, one after another."""
 
-    def __init__(self, names: Path, path: Path) -> None:
-        self._start("-f", "concat", "-i", str(names.absolute()), "-c", "copy", "-movflags", "+faststart",
-                    str(path.absolute()))
+    def __init__(self, folder: Path, names: Sequence[str], name: str) -> None:
+        (folder / "names").write_text("".join(f"file {each}\n" for each in names))
+        # Run in the folder: a list of files is read as addresses, in which a path may mean something else.
+        self._start("-f", "concat", "-i", "names", "-c", "copy", "-movflags", "+faststart", name, folder=folder)
+
+
+def count_frames(path: Path, decode: bool = True) -> int:
+    """Pixel frames of an .mp4, those that can be decoded or those that it says it has; 0 for what is none."""
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    ran = subprocess.run(
+        [get_ffmpeg_exe(), "-loglevel", "error", "-progress", "-", "-i", str(path.absolute()), "-map", "0:v:0",
+         *([] if decode else ["-c", "copy"]), "-f", "null", "-"], stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    lines = ran.stdout.split()
+    return max((int(line.removeprefix("frame=")) for line in lines if line.startswith("frame=")), default=0)
 
 
 def read_frames(path: str | os.PathLike[str]) -> tuple[np.ndarray, float | None]:

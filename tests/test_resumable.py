@@ -56,7 +56,7 @@ def test_a_run_that_was_stopped_is_gone_on_with(
     path, said = tmp_path / "a.mp4", []
     with pytest.raises(KeyboardInterrupt):
         resumable(pipe, path, **ASK, every=0, progress=stopping(stop))
-    parts = sorted((tmp_path / "a.parts").glob("??????.mp4"))
+    parts = sorted((tmp_path / "a.mp4.parts").glob("??????.mp4"))
     assert len(parts) == stop - 1
     assert not path.exists()
     before = [file.stat().st_mtime_ns for file in parts]
@@ -81,7 +81,7 @@ def test_what_a_killed_process_left_behind_is_no_matter(pipe: Pipeline, tmp_path
     """A part without its state, the beginning of one, and a state half written."""
     with pytest.raises(KeyboardInterrupt):
         resumable(pipe, tmp_path / "a.mp4", **ASK, every=0, progress=stopping(3))
-    folder = tmp_path / "a.parts"
+    folder = tmp_path / "a.mp4.parts"
     for name in ("000002.mp4", "000002.part.mp4", "000007.mp4", ".arvid-1234", "joined.mp4"):
         (folder / name).write_bytes(b"half")
     resumable(pipe, tmp_path / "a.mp4", **ASK, every=0)
@@ -98,10 +98,10 @@ def test_another_request_is_refused_and_nothing_is_lost(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         resumable(pipe, tmp_path / "a.mp4", **ASK, every=0, progress=stopping(2))
-    before = {file.name: file.read_bytes() for file in (tmp_path / "a.parts").iterdir()}
-    with pytest.raises(ValueError, match=rf"a\.parts' is of another request, which differs in {name}: .* delete"):
+    before = {file.name: file.read_bytes() for file in (tmp_path / "a.mp4.parts").iterdir()}
+    with pytest.raises(ValueError, match=rf"a\.mp4\.parts' is of another request, which differs in {name}: .* delete"):
         resumable(pipe, tmp_path / "a.mp4", **{**ASK, **other}, every=0)
-    assert {file.name: file.read_bytes() for file in (tmp_path / "a.parts").iterdir()} == before
+    assert {file.name: file.read_bytes() for file in (tmp_path / "a.mp4.parts").iterdir()} == before
 
 
 def test_a_start_of_other_pixels_is_another_request(pipe: Pipeline, tmp_path: Path) -> None:
@@ -129,19 +129,118 @@ def test_what_cannot_be_made_leaves_nothing(pipe: Pipeline, tmp_path: Path) -> N
 
 
 def test_a_folder_of_something_else_is_left_alone(pipe: Pipeline, tmp_path: Path) -> None:
-    (tmp_path / "a.parts").mkdir()
-    (tmp_path / "a.parts" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"a\.parts' holds other files \(thesis\.txt\)"):
+    (tmp_path / "a.mp4.parts").mkdir()
+    (tmp_path / "a.mp4.parts" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"a\.mp4\.parts' holds other files \(thesis\.txt\)"):
         resumable(pipe, tmp_path / "a.mp4", **ASK)
-    assert (tmp_path / "a.parts" / "thesis.txt").read_text() == "mine"
+    assert (tmp_path / "a.mp4.parts" / "thesis.txt").read_text() == "mine"
 
 
-def test_a_damaged_state_is_named(pipe: Pipeline, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "5", "", '{"prompt": "mine"}'])
+def test_a_request_of_something_else_is_left_alone(pipe: Pipeline, tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "a.mp4.parts"
+    folder.mkdir()
+    for name, text in (("request.json", content), ("000000.mp4", "mine"), ("notes", "mine")):
+        (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=r"another request|damaged, or not of arvid"):
+        resumable(pipe, tmp_path / "a.mp4", **ASK, every=0)
+    assert (folder / "request.json").read_text() == content
+    assert (folder / "000000.mp4").read_text() == (folder / "notes").read_text() == "mine"
+
+
+def test_files_that_are_not_arvids_stay(pipe: Pipeline, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         resumable(pipe, tmp_path / "a.mp4", **ASK, every=0, progress=stopping(2))
-    (tmp_path / "a.parts" / "state.1").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"state\.1' is no state"):
+    (tmp_path / "a.mp4.parts" / "notes").write_text("mine")
+    resumable(pipe, tmp_path / "a.mp4", **ASK, every=0)
+    assert [file.name for file in (tmp_path / "a.mp4.parts").iterdir()] == ["notes"]
+
+
+def test_a_folder_may_be_a_link_and_no_file(pipe: Pipeline, tmp_path: Path, whole: np.ndarray) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a.mp4.parts").symlink_to(tmp_path / "elsewhere")
+    resumable(pipe, tmp_path / "a.mp4", **ASK, every=0)
+    assert close_to(tmp_path / "a.mp4", whole)
+    assert not [*(tmp_path / "elsewhere").iterdir()]
+    (tmp_path / "b.mp4.parts").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"there is such a file"):
+        resumable(pipe, tmp_path / "b.mp4", **ASK, every=0)
+
+
+@pytest.mark.parametrize("name", ["what?.mp4", "a#b %41 'c'.mp4", "A.MP4"])
+def test_names_that_mean_something_to_others(pipe: Pipeline, tmp_path: Path, whole: np.ndarray, name: str) -> None:
+    (tmp_path / "000000.mp4").write_bytes(b"mine")
+    resumable(pipe, tmp_path / name, **ASK, every=0)
+    assert close_to(tmp_path / name, whole)
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda part: part.unlink(), lambda part: part.write_bytes(b""),
+    lambda part: part.write_bytes(part.read_bytes()[: part.stat().st_size * 2 // 3]),
+], ids=["missing", "empty", "cut"])  # fmt: skip
+def test_a_damaged_part_is_found_before_more_is_made(pipe: Pipeline, tmp_path: Path, spoil: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        resumable(pipe, tmp_path / "a.mp4", **ASK, every=0, progress=stopping(4))
+    folder = tmp_path / "a.mp4.parts"
+    spoil(folder / "000001.mp4")
+    with pytest.raises(ValueError, match=r"pixel frames in place of 21, so one is missing or damaged .*000001\.mp4 \d"):
+        resumable(pipe, tmp_path / "a.mp4", **ASK, every=0, progress=stopping(1))
+    assert (folder / "000002.mp4").exists()
+
+
+def test_a_part_that_does_not_play_does_not_become_the_video(pipe: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        resumable(pipe, tmp_path / "a.mp4", **ASK, every=0, progress=stopping(4))
+    part = tmp_path / "a.mp4.parts" / "000001.mp4"
+    content = part.read_bytes()
+    part.write_bytes(content[: -len(content) // 2] + bytes(len(content) - len(content[: -len(content) // 2])))
+    with pytest.raises(ValueError, match=r"pixel frames in place of 29|one is missing or damaged"):
         resumable(pipe, tmp_path / "a.mp4", **ASK, every=0)
+    assert not (tmp_path / "a.mp4").exists()
+    assert (tmp_path / "a.mp4.parts" / "000000.mp4").exists()
+
+
+@pytest.mark.parametrize("left", [0, 1, 3])
+def test_an_end_that_was_interrupted_is_an_end(
+    pipe: Pipeline, tmp_path: Path, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """Killed while the folder is removed: the video stays whole, and the next run is a new one."""
+    unlink, count = Path.unlink, iter(range(100))
+
+    def stopped(file: Path, missing_ok: bool = False) -> None:
+        if file.parent.name == "a.mp4.parts" and (tmp_path / "a.mp4").exists() and next(count) >= left:
+            raise KeyboardInterrupt
+        unlink(file, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            resumable(pipe, tmp_path / "a.mp4", **ASK, every=0)
+    assert close_to(tmp_path / "a.mp4", whole)
+    resumable(pipe, tmp_path / "a.mp4", **{**ASK, "seed": 5}, every=0)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+    assert not close_to(tmp_path / "a.mp4", whole)
+
+
+@pytest.mark.parametrize(("every", "error"), [
+    (-1, ValueError), (float("nan"), ValueError), ("x", TypeError), (None, TypeError), (True, TypeError),
+])  # fmt: skip
+def test_times_that_cannot_be(pipe: Pipeline, tmp_path: Path, every: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="every="):
+        resumable(pipe, tmp_path / "a.mp4", **ASK, every=every)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_state_before_a_damaged_one_serves(pipe: Pipeline, tmp_path: Path, whole: np.ndarray) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        resumable(pipe, tmp_path / "a.mp4", **ASK, every=0, progress=stopping(3))
+    state = tmp_path / "a.mp4.parts" / "state.2"
+    state.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"state\.2' is no state .*; delete this file, to go on from the state before"):
+        resumable(pipe, tmp_path / "a.mp4", **ASK, every=0)
+    state.unlink()
+    resumable(pipe, tmp_path / "a.mp4", **ASK, every=0)
+    assert close_to(tmp_path / "a.mp4", whole)
 
 
 def test_a_killed_process_is_gone_on_with_by_the_command(
@@ -159,7 +258,7 @@ arvid.resumable(arvid.Pipeline.load(model={str(weights)!r}), "a.mp4", {ASK["prom
         while process.stdout.readline() not in ("13\n", ""):
             pass
         process.kill()
-    assert (tmp_path / "a.parts").exists()
+    assert (tmp_path / "a.mp4.parts").exists()
     again = ("generate", RED, "--then", "1", BLUE, "--frames", "8", "--seed", "3", "--model", str(weights),
              "-o", str(tmp_path / "a.mp4"))  # fmt: skip
     ended = ran(capsys, *again, "--resumable")

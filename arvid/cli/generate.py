@@ -69,8 +69,8 @@ def add(commands: Any) -> None:
         "made; the length is that of what is new",
     )  # fmt: skip
     p.add_argument(
-        "--resumable", action="store_true", help="keep what is done in NAME.parts, once a minute: however this run is "
-        "stopped, the same command goes on from there",
+        "--resumable", action="store_true", help="keep what is done in the folder FILE.parts, once a minute: however "
+        "this run is stopped, the same command goes on from there",
     )  # fmt: skip
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same video (default: 0)")
     p.add_argument("--size", metavar="WIDTHxHEIGHT", type=size, help="pixels to generate (default: the model's)")
@@ -84,9 +84,11 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate and save; the output path is checked before anything is loaded."""
-    from arvid.video import VideoWriter
+    from arvid.video import VideoWriter, parts_of
 
     writer = VideoWriter(arguments.output, arguments.scale)
+    if arguments.resumable:
+        parts_of(writer.path)
     later = [(_moment(when), prompt) for when, prompt in arguments.then]
     config, name = configs.chosen(arguments)
     from arvid.models.loading import DTYPES  # torch is slow to import: bad paths are refused without it
@@ -125,11 +127,17 @@ def _at_once(pipe: Pipeline, writer: VideoWriter, ask: dict[str, Any]) -> tuple[
 
 def _in_parts(pipe: Pipeline, writer: VideoWriter, ask: dict[str, Any]) -> tuple[int, float]:
     from arvid.resumable import resumable
+    from arvid.video import parts_of
 
     def note(text: str) -> None:
         print(f"arvid: {text}", file=sys.stderr)
 
-    return resumable(pipe, writer.path, scale=writer.scale, note=note, **ask)
+    try:
+        return resumable(pipe, writer.path, scale=writer.scale, note=note, **ask)
+    except KeyboardInterrupt:
+        if any(parts_of(writer.path).glob("state.*")):
+            note(f"the same command goes on from what is in {parts_of(writer.path)}, all but the last minute")
+        raise
 
 
 def _far(at: Progress) -> str:

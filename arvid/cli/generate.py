@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     writer = VideoWriter(arguments.output, arguments.scale)
     if arguments.resumable:
-        parts_of(writer.path)
+        parts_of(writer.path)  # raises for what is made in one run only
     later = [(_moment(when), prompt) for when, prompt in arguments.then]
     config, name = configs.chosen(arguments)
     from arvid.models.loading import DTYPES  # torch is slow to import: bad paths are refused without it

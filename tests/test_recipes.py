@@ -214,7 +214,7 @@ def test_a_command_that_cannot_be_carried_out_writes_nothing(
 
 def test_killed_and_interrupted_processes_lose_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that is killed outright, one that is interrupted, and one that ends, in the same folder."""
-    long = tomli_w.dumps(toy(FLOW | {"steps": 30, "ema": 0.9}))
+    long = tomli_w.dumps(toy(FLOW | {"steps": 150, "ema": 0.9}))  # many, so that no signal meets the end
     recipe.write_text(long)
     code = "import sys, arvid.training.loop as l; l.SAVE_EVERY = -1.0; from arvid.cli import main; sys.exit(main())"
 

@@ -279,7 +279,7 @@ def test_area_is_the_shapes_own(shape, area, radius):
 def test_each_motion_is_what_its_name_says(motion):
     for seed in range(20):
         scene = clips.scene_for(f"a red ball {motion} on a navy background", np.random.default_rng(seed))
-        x, y, radius = clips.trajectory(scene, np.arange(0, 81, 0.25)).T
+        x, y, radius = clips.trajectory(scene, np.arange(0, 160, 0.25)).T  # more than the longest period
         moves = [np.ptp(track) > 10 for track in (x, y)]
         assert (
             moves

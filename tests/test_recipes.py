@@ -147,7 +147,7 @@ def test_captions_of_two_objects_must_fit() -> None:
 
 
 @pytest.mark.parametrize(("name", "stages"), [
-    ("toy", ["flow", "consistency", "self_forcing"]), ("tiny", ["vae", "chunk", "flow", "consistency"]),
+    ("toy", ["flow", "consistency", "self_forcing"]), ("tiny", ["vae", "chunk", "flow", "whole", "consistency"]),
 ])  # fmt: skip
 def test_the_recipes_that_come_with_arvid_can_be_carried_out(name: str, stages: list[str]) -> None:
     recipe = read_recipe(TOY.with_name(f"{name}.toml"))

@@ -17,8 +17,8 @@ def classify(centre_T2: NDArray[np.floating], area_T: NDArray[np.floating]) -> s
     """Name the motion of a track: one of the five motions, or "still", or "unclear".
 
     `centre_T2` is x, y and `area_T` a share of the frame, both with the frame's side as 1 and NaN where there is
-    nothing to see. "unclear" is a track of fewer than 8 frames. A bounce and a circle need about half a period, one
-    second and a half at 16 pixel frames a second, to be told apart.
+    nothing to see. "unclear" is a track of fewer than 8 frames. A bounce and a circle need about half a period to be
+    told apart: of the training clips, two to five seconds.
     """
     seen = np.isfinite(area_T) & np.isfinite(centre_T2).all(-1)
     if seen.sum() < LEAST_FRAMES:

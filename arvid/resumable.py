@@ -79,7 +79,7 @@ def resumable(
                 done += part.exists()  # nothing was left to be made, perhaps
                 if not ended:
                     stream.state().save(folder / f"state.{done}")
-                    (folder / f"state.{done - 2}").unlink(missing_ok=True)
+                    (folder / f"state.{done - 2}").unlink(missing_ok=True)  # one more stays, lest the last is spoilt
         Joined(folder, [PART % i for i in range(done)], JOINED).finish()
         if (there := count_frames(folder / JOINED)) != total:
             raise ValueError(f"the parts in {str(folder)!r} have {there} pixel frames in place of {total}, so some are "

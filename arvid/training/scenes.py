@@ -177,7 +177,7 @@ def _body(motion: str, radii: tuple[float, float], rng: np.random.Generator) -> 
     phase_x, phase_y = rng.random(2)
     if motion == "moves in a circle":
         phase_y = phase_x + rng.choice([-0.25, 0.25])
-    short = rng.uniform(72, 96)
+    short = rng.uniform(72, 96)  # in a chunk, three quarters of a second, an object moves by less than its width
     periods = rng.permutation([short, short * rng.uniform(1.25, 1.6)])  # unlike: alike, a bounce may look a circle
     return Body(
         radius=float(rng.uniform(*radii)),
